@@ -1,0 +1,209 @@
+"""One run of telme-stream: folder, processes, sink. Everything it makes is gone when it ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from stream.items import Session
+from stream.config import Config
+from stream.link import Subscriber
+from stream.processes import capture_main, worker_main
+from stream.supervisor import (
+    CAPTURE_STOP_DEADLINE_S,
+    WORKER_STOP_DEADLINE_S,
+    Child,
+    Interrupts,
+    Supervisor,
+)
+from stream.wire import Event, Status
+from telme.errors import JournalError, LinkError, WireError
+
+_log = logging.getLogger(__name__)
+
+INTERRUPTED = 130
+_SUBSCRIBED_DEADLINE_S = 10.0
+_SINK_DEADLINE_S = 10.0
+_POLL_MS = 100
+
+Sink = Callable[[Event, bytes], None]
+
+
+def new_session_id() -> str:
+    """For instance 20261122-134455-1f2e."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def run_all(config: Config, session: Session, sink: Sink, debug: bool) -> int:
+    """Worker, capture and sink on this machine; returns the exit code.
+
+    Raises:
+        TelmeStreamError: What ended the run.
+    """
+    with run_folder(config) as folder:
+        config = _with_private_link(config, folder)
+        interrupts = Interrupts()
+        supervisor = Supervisor(interrupts)
+        worker = Child(
+            "worker", worker_main, (config, folder, debug), restarts=True, stop_deadline_s=WORKER_STOP_DEADLINE_S
+        )
+        with interrupts.installed():
+            try:
+                facts = supervisor.start(worker)
+                if facts is None:
+                    return INTERRUPTED
+                config = _with_addresses(config, facts)
+                worker.arguments = (config, folder, debug)
+                capture = Child(
+                    "capture",
+                    capture_main,
+                    (config, session, folder, debug),
+                    restarts=session.file is None,
+                    stop_deadline_s=CAPTURE_STOP_DEADLINE_S,
+                )
+                with SinkThread(facts["events"], sink, interrupts) as sinking:
+                    try:
+                        supervisor.start(capture)
+                        supervisor.wait_until(sinking.subscribed.is_set, _SUBSCRIBED_DEADLINE_S)
+                        capture.tell("go")
+                        supervisor.watch(capture)
+                    finally:
+                        supervisor.stop()
+            finally:
+                supervisor.stop()
+            return INTERRUPTED if supervisor.interrupted else 0
+
+
+def run_worker(config: Config, debug: bool) -> int:
+    """The worker alone, for capture processes elsewhere; until a signal."""
+    with run_folder(config) as folder:
+        config = _with_private_link(config, folder)
+        worker = Child(
+            "worker", worker_main, (config, folder, debug), restarts=True, stop_deadline_s=WORKER_STOP_DEADLINE_S
+        )
+        return _run_alone(worker)
+
+
+def run_capture(config: Config, session: Session, debug: bool) -> int:
+    """The capture process alone, for a worker elsewhere."""
+    with run_folder(config) as folder:
+        capture = Child(
+            "capture",
+            capture_main,
+            (config, session, folder, debug),
+            restarts=session.file is None,
+            stop_deadline_s=CAPTURE_STOP_DEADLINE_S,
+        )
+        return _run_alone(capture)
+
+
+def _run_alone(child: Child) -> int:
+    interrupts = Interrupts()
+    supervisor = Supervisor(interrupts)
+    with interrupts.installed():
+        try:
+            facts = supervisor.start(child)
+            if facts is not None:
+                _log.warning("%s ready: %s", child.name, ", ".join(f"{key} {value}" for key, value in facts.items()))
+            child.tell("go")
+            supervisor.watch(child)
+        finally:
+            supervisor.stop()
+        return INTERRUPTED if supervisor.interrupted else 0
+
+
+@contextmanager
+def run_folder(config: Config) -> Iterator[Path]:
+    """A folder for sockets and journals: the configured one, or a private one that is removed at the end.
+
+    Raises:
+        JournalError: It cannot be made.
+    """
+    if config.journal.folder is not None:
+        folder = Path(config.journal.folder).expanduser()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise JournalError(f"{folder}: {error}", "a folder that can be written", "check --journal") from error
+        yield folder
+        return
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    base = runtime if runtime and os.access(runtime, os.W_OK) else None
+    folder = Path(tempfile.mkdtemp(prefix="telme-stream-", dir=base))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def _with_private_link(config: Config, folder: Path) -> Config:
+    if config.link.utterances is not None:
+        return config
+    link = msgspec.structs.replace(config.link, utterances=f"ipc://{folder / 'utterances.ipc'}")
+    return msgspec.structs.replace(config, link=link)
+
+
+def _with_addresses(config: Config, facts: dict[str, str]) -> Config:
+    """The addresses in full, so that a worker that is started again listens where it did."""
+    link = msgspec.structs.replace(config.link, utterances=facts["utterances"], events=facts["events"])
+    return msgspec.structs.replace(config, link=link)
+
+
+class SinkThread:
+    """Subscribes to this run's events and hands each to the sink, until the worker's last word.
+
+    Args:
+        address: Where the worker publishes.
+        sink: Called in the thread.
+        interrupts: Told when standard output is closed: then nobody reads, and the run ends.
+    """
+
+    def __init__(self, address: str, sink: Sink, interrupts: Interrupts) -> None:
+        self.subscribed = threading.Event()
+        self._address = address
+        self._sink = sink
+        self._interrupts = interrupts
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="sink", daemon=True)
+
+    def __enter__(self) -> SinkThread:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join(_SINK_DEADLINE_S)
+
+    def _main(self) -> None:
+        try:
+            with Subscriber(self._address) as subscriber:
+                # What the worker said is read to the end; then its silence for one poll is the end too.
+                while (received := subscriber.receive(_POLL_MS)) or not self._stopping.is_set():
+                    if received and self._take(*received):
+                        return
+        except BrokenPipeError:
+            sys.stderr.close()
+            self._interrupts.request()
+        except (LinkError, WireError) as error:
+            _log.error("sink: %s", error)
+            self._interrupts.request()
+
+    def _take(self, event: Event, json: bytes) -> bool:
+        """Hand an event over; True when it was the last."""
+        self.subscribed.set()
+        self._sink(event, json)
+        if event.type != "status":
+            return False
+        status = event.payload()
+        return isinstance(status, Status) and status.role == "worker" and status.state == "stopped"

@@ -1,0 +1,376 @@
+"""A live camera over OpenCV, and which cameras there are.
+
+Every driver call may block for ever, so each opened device has a reader thread of its own that can be abandoned, and
+one watching thread that never calls the driver decides when to do that and when to open the device anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Lock, Thread
+from types import ModuleType, TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+
+from stream.config import CameraConfig
+from stream.frames import FrameRing, shrink
+from stream.items import Image, VideoFrame
+from telme.errors import MissingDependency, SourceError, TelmeStreamError
+
+__all__ = ["Camera", "CameraInfo", "Capture", "FrameRing", "Patience", "list_cameras", "open_capture", "shrink"]
+
+_LOG = logging.getLogger(__name__)
+_NS_PER_MS = 1_000_000
+_NS_PER_S = 1_000_000_000
+_OPEN_TIMEOUT_MS = 5_000
+_READ_TIMEOUT_MS = 2_000
+_MAX_STUCK_READERS = 2
+_METER_GRABS = 31
+
+
+class Capture(Protocol):
+    """An opened video device: what the reader needs of cv2.VideoCapture."""
+
+    def grab(self) -> bool:
+        """Take the next picture off the driver, blocking; False when the device is lost."""
+
+    def position_ms(self) -> float:
+        """The driver's own time of the grabbed picture, 0 where it keeps none."""
+
+    def retrieve(self) -> Image:
+        """The grabbed picture, BGR uint8 [height, width, 3]. Raises SourceError."""
+
+    def release(self) -> None:
+        """Give the device back."""
+
+
+class _OpenCvCapture:
+    def __init__(self, cv2: ModuleType, source: int | str) -> None:
+        self._cv2 = cv2
+        by_v4l2 = sys.platform == "linux" and (isinstance(source, int) or "://" not in source)
+        # Only the FFmpeg backend takes time limits here; V4L2's is in the environment (_import_cv2).
+        timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _OPEN_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _READ_TIMEOUT_MS]
+        is_url = isinstance(source, str) and "://" in source
+        backend = cv2.CAP_V4L2 if by_v4l2 else cv2.CAP_FFMPEG if is_url else cv2.CAP_ANY
+        self._capture = cv2.VideoCapture(source, backend, timeouts if is_url else [])
+        if not self._capture.isOpened():
+            raise SourceError(f"camera {source!r} does not open", "a camera or stream", "run `telme-stream devices`")
+
+    def grab(self) -> bool:
+        return bool(self._capture.grab())
+
+    def position_ms(self) -> float:
+        return float(self._capture.get(self._cv2.CAP_PROP_POS_MSEC))
+
+    def retrieve(self) -> Image:
+        try:
+            is_read, image = self._capture.retrieve()
+        except self._cv2.error as error:
+            raise SourceError(f"OpenCV: {error}", "a picture", "choose another camera mode") from error
+        if not is_read:
+            raise SourceError("the camera's picture cannot be decoded", "a picture", "choose another camera mode")
+        return np.asarray(image, dtype=np.uint8)
+
+    def release(self) -> None:
+        self._capture.release()
+
+
+def open_capture(source: int | str) -> Capture:
+    """Open a camera by index, device path or URL (RTSP, MJPEG over HTTP) with OpenCV.
+
+    Raises:
+        MissingDependency: OpenCV or a library it needs is not installed.
+        SourceError: There is no such camera, or it does not open.
+    """
+    if isinstance(source, str):
+        if source.isdecimal():
+            source = int(source)
+        elif "://" not in source:
+            _check_device_path(source)
+    return _OpenCvCapture(_import_cv2(), source)
+
+
+def _check_device_path(source: str) -> None:
+    if Path(source).is_file():
+        raise SourceError(f"{source} is a file", "a camera", f"replay it with `telme-stream --input {source}`")
+    if not Path(source).exists():
+        raise SourceError(
+            f"no camera {source!r}", "an index, a device path or a URL", "run `telme-stream devices` for the cameras"
+        )
+
+
+def _import_cv2() -> ModuleType:
+    # OpenCV reads these when it is loaded; failures are reported by this module, once, not by three libraries.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
+    os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(_READ_TIMEOUT_MS // 1000))  # seconds
+    try:
+        import cv2
+    except ImportError as error:
+        raise MissingDependency(
+            f"OpenCV: {error}", "opencv-python and its libraries", "run `apt-get install libgl1 libglib2.0-0`"
+        ) from error
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    return cv2
+
+
+@dataclass(frozen=True)
+class CameraInfo:
+    """A camera that opens: its index, the name the system gives it."""
+
+    index: int
+    name: str
+
+
+def list_cameras(
+    open_capture: Callable[[int | str], Capture] = open_capture, indexes: Iterable[int] | None = None
+) -> list[CameraInfo]:
+    """Cameras that can be opened now.
+
+    Args:
+        open_capture: How to open one.
+        indexes: Which to try; None is every /dev/video* on Linux and the first five elsewhere.
+
+    Raises:
+        MissingDependency: There are devices to try, but OpenCV is not installed.
+    """
+    if indexes is None and sys.platform == "linux":
+        numbers = (path.name.removeprefix("video") for path in Path("/dev").glob("video*"))
+        indexes = sorted(int(number) for number in numbers if number.isdecimal())
+    cameras = []
+    for index in range(5) if indexes is None else indexes:
+        try:
+            open_capture(index).release()
+        except SourceError:
+            continue
+        label = Path(f"/sys/class/video4linux/video{index}/name")
+        cameras.append(CameraInfo(index, label.read_text().strip() if label.exists() else f"camera {index}"))
+    return cameras
+
+
+class _RateMeter:
+    """Pictures per second over the last grabs, and the newest grab."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._grabs_ns: deque[int] = deque(maxlen=_METER_GRABS)
+
+    def tick(self, grabbed_ns: int) -> None:
+        with self._lock:
+            self._grabs_ns.append(grabbed_ns)
+
+    def newest_ns(self) -> int | None:
+        with self._lock:
+            return self._grabs_ns[-1] if self._grabs_ns else None
+
+    def fps(self) -> float:
+        with self._lock:
+            if len(self._grabs_ns) < 2 or self._grabs_ns[-1] == self._grabs_ns[0]:
+                return 0.0
+            return (len(self._grabs_ns) - 1) * _NS_PER_S / (self._grabs_ns[-1] - self._grabs_ns[0])
+
+
+class _Reader:
+    """One opening of the device and the thread that drains it, thrown away when it fails or blocks."""
+
+    def __init__(self, source: int | str, ring: FrameRing, meter: _RateMeter) -> None:
+        self._source, self._ring, self._meter = source, ring, meter
+        self._position_ms = 0.0
+        self.error: TelmeStreamError | None = None
+        self.newest_ns = time.monotonic_ns()  # of the start until a picture comes
+        self.gave_picture = False
+        self.progress = Event()  # the first picture is in the ring, or there will be none
+        self.ended = Event()  # nothing more comes: it failed or was abandoned
+
+    def start(self, open_capture: Callable[[int | str], Capture]) -> None:
+        self.thread = Thread(target=self._run, args=(open_capture,), name="camera-reader", daemon=True)
+        self.thread.start()
+
+    def abandon(self) -> None:
+        self.ended.set()
+        self.progress.set()
+
+    def _run(self, open_capture: Callable[[int | str], Capture]) -> None:
+        try:
+            capture = open_capture(self._source)
+            try:
+                while not self.ended.is_set() and capture.grab():
+                    self._take(capture)
+            finally:
+                capture.release()
+        except TelmeStreamError as error:
+            self.error = error
+        finally:
+            self.abandon()
+
+    def _take(self, capture: Capture) -> None:
+        grabbed_ns = time.monotonic_ns()
+        position_ms = capture.position_ms()
+        if position_ms > 0 and position_ms == self._position_ms:
+            self.ended.wait(0.01)  # a lost device that hands out its last picture for ever, without blocking
+            return
+        self._position_ms = position_ms
+        if self.ended.is_set():
+            return
+        if self._ring.due(grabbed_ns):
+            # Contiguous and RGB: shrink first, so that only 224 x 224 pixels are turned over.
+            image = np.ascontiguousarray(shrink(capture.retrieve())[:, :, ::-1])
+            self._ring.put(VideoFrame(grabbed_ns, image))
+        self._meter.tick(grabbed_ns)
+        self.newest_ns = grabbed_ns
+        self.gave_picture = True
+        self.progress.set()
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a camera may take, in seconds.
+
+    Attributes:
+        first_picture_s: From opening to the first picture.
+        stall_s: Between two pictures, before the device counts as lost.
+        back_off_s: Waits before each attempt to open again; the last one repeats.
+        join_s: For the threads to end.
+    """
+
+    first_picture_s: float = 8.0
+    stall_s: float = 4.0
+    back_off_s: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0)
+    join_s: float = 3.0
+
+
+class Camera:
+    """A live camera: a context manager that fills `ring` with RGB pictures stamped at the grab.
+
+    Args:
+        config: Source (index, device path or URL), pictures per second kept, age at which it counts as stale.
+        open_capture: How to open the device.
+        patience: Deadlines.
+
+    Attributes:
+        ring: The recent pictures, on time.monotonic_ns.
+        reopens: How often a lost camera was opened again and gave pictures.
+        trouble: Why it was lost last; None while it gives pictures.
+
+    Raises:
+        MissingDependency: On entering: OpenCV or a library it needs is not installed.
+        SourceError: On entering: no such camera, or it gives no picture.
+    """
+
+    def __init__(
+        self,
+        config: CameraConfig,
+        open_capture: Callable[[int | str], Capture] = open_capture,
+        patience: Patience = Patience(),
+    ) -> None:
+        if config.source is None:
+            raise SourceError("no camera is named", "an index, a device path or a URL", "give --camera")
+        self._source = config.source
+        self._stale_ms = config.stale_ms
+        self._open_capture = open_capture
+        self._patience = patience
+        self._meter = _RateMeter()
+        self._stopping = Event()
+        self._stuck: list[Thread] = []
+        self._watcher = Thread(target=self._watch, name="camera-watch", daemon=True)
+        self.ring = FrameRing(config.ring_fps)
+        self.reopens = 0
+        self.trouble: str | None = None
+        self._reader = _Reader(self._source, self.ring, self._meter)
+
+    def __enter__(self) -> Self:
+        self._reader.start(self._open_capture)
+        self._reader.progress.wait(self._patience.first_picture_s)
+        if not self._reader.gave_picture:
+            self._reader.abandon()
+            raise self._reader.error or SourceError(
+                f"camera {self._source!r} gave no picture in {self._patience.first_picture_s:g} s",
+                "a picture",
+                "see whether another program holds it, or run `telme-stream devices`",
+            )
+        self._watcher.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        for thread in (self._watcher, self._reader.thread):
+            thread.join(self._patience.join_s)
+            if thread.is_alive():
+                _LOG.warning("thread %s did not end within %g s", thread.name, self._patience.join_s)
+
+    def stop(self) -> None:
+        """End both threads. From any thread, any number of times."""
+        self._stopping.set()
+        self._reader.abandon()
+
+    @property
+    def fps(self) -> float:
+        """Pictures per second that the device gives; 0 while it is stale."""
+        return self._meter.fps() if self.alive else 0.0
+
+    @property
+    def age_ms(self) -> int | None:
+        """Age of the newest picture; None before the first."""
+        newest_ns = self._meter.newest_ns()
+        return None if newest_ns is None else (time.monotonic_ns() - newest_ns) // _NS_PER_MS
+
+    @property
+    def alive(self) -> bool:
+        """Whether the newest picture is younger than the configured `stale_ms`."""
+        age_ms = self.age_ms
+        return age_ms is not None and age_ms <= self._stale_ms
+
+    def _watch(self) -> None:
+        failures = 0
+        while True:
+            reader = self._reader
+            reason = self._wait_for_loss(reader)
+            if self._stopping.is_set():
+                return
+            failures = 0 if reader.gave_picture else failures + 1
+            self.trouble = reason
+            _LOG.log(logging.DEBUG if failures else logging.WARNING, "camera %r lost: %s", self._source, reason)
+            self._stuck.append(reader.thread)
+            if not self._back_off(failures):
+                return
+            self._reopen()
+
+    def _wait_for_loss(self, reader: _Reader) -> str:
+        while not reader.ended.is_set():
+            limit_s = self._patience.stall_s if reader.gave_picture else self._patience.first_picture_s
+            left_ns = reader.newest_ns + int(limit_s * _NS_PER_S) - time.monotonic_ns()
+            if left_ns <= 0:
+                reader.abandon()
+                return f"no picture for {limit_s:g} s"
+            reader.ended.wait(left_ns / _NS_PER_S)
+        return str(reader.error or "it stopped giving pictures")
+
+    def _back_off(self, failures: int) -> bool:
+        """Wait; longer while too many abandoned threads still hang in the driver. False when stopping."""
+        waits_s = self._patience.back_off_s
+        while not self._stopping.wait(waits_s[min(failures, len(waits_s) - 1)]):
+            self._stuck = [thread for thread in self._stuck if thread.is_alive()]
+            if len(self._stuck) < _MAX_STUCK_READERS:
+                return True
+        return False
+
+    def _reopen(self) -> None:
+        reader = self._reader = _Reader(self._source, self.ring, self._meter)
+        reader.start(self._open_capture)
+        if self._stopping.is_set():  # stop() may have seen only the reader before this one
+            reader.abandon()
+        reader.progress.wait(self._patience.first_picture_s)
+        if reader.gave_picture:
+            self.reopens += 1
+            self.trouble = None
+            _LOG.info("camera %r is back", self._source)

@@ -1,0 +1,193 @@
+"""The `telme-stream` command."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import traceback
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.exceptions import TyperException
+
+from stream.app import run_all, run_capture, run_worker
+from stream.client import subscribe
+from stream.config import Config, load_config
+from stream.doctor import devices_report, doctor_report
+from stream.items import Session
+from stream.processes import set_up_logging
+from stream.sinks import make_sink
+from telme.errors import SourceError, TelmeStreamError, UsageError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    add_completion=False,
+    help="Says which emotion each utterance of a live conversation carries, with TelME.",
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file; see README, Configuration.")]
+MicOption = Annotated[str | None, typer.Option("--mic", help="Microphone, by index, name or part of a name.")]
+CameraOption = Annotated[str | None, typer.Option("--camera", help="Camera, by index, path or URL.")]
+NoCameraOption = Annotated[bool, typer.Option("--no-camera", help="Use no pictures.")]
+InputOption = Annotated[Path | None, typer.Option("--input", help="Replay a sound or video file instead.")]
+FastOption = Annotated[bool, typer.Option("--fast", help="Replay as fast as it goes.")]
+AsrOption = Annotated[str | None, typer.Option("--asr-model", help="Whisper: offline, a folder, name or hub id.")]
+BundleOption = Annotated[str | None, typer.Option("--bundle", help="TelME model: compact, or a folder.")]
+UtterancesOption = Annotated[str | None, typer.Option("--utterances-address", help="For instance tcp://HOST:5555.")]
+EventsAddressOption = Annotated[str | None, typer.Option("--events-address", help="Default tcp://127.0.0.1:5556.")]
+JournalOption = Annotated[str | None, typer.Option("--journal", help="Keep utterances and events in this folder.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Log everything; errors with their traceback.")]
+EventsOption = Annotated[str, typer.Option("--events", help="What goes to standard output: console or jsonl.")]
+
+
+@app.callback(invoke_without_command=True)
+def live(
+    context: typer.Context,
+    camera: CameraOption = None,
+    no_camera: NoCameraOption = False,
+    mic: MicOption = None,
+    input_file: InputOption = None,
+    fast: FastOption = False,
+    events: EventsOption = "console",
+    asr_model: AsrOption = None,
+    bundle: BundleOption = None,
+    utterances_address: UtterancesOption = None,
+    events_address: EventsAddressOption = None,
+    journal: JournalOption = None,
+    config_file: ConfigOption = None,
+    debug: DebugOption = False,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Recognize the emotions of a live conversation, or of a recorded one (--input)."""
+    if show_version:
+        typer.echo(f"telme-stream {version('telme-stream')}")
+        return
+    if context.invoked_subcommand is not None:
+        return
+    config = _config(
+        config_file,
+        mic={"device": mic},
+        camera={"source": camera},
+        asr={"model": asr_model},
+        worker={"bundle": bundle},
+        link={"utterances": utterances_address, "events": events_address},
+        journal={"folder": journal},
+    )
+    session = _session(config, input_file, fast, no_camera)
+    set_up_logging(debug)
+    raise typer.Exit(run_all(config, session, make_sink(events, sys.stdout), debug))
+
+
+@app.command()
+def worker(
+    utterances_address: Annotated[str, typer.Option("--utterances-address")] = "tcp://127.0.0.1:5555",
+    events_address: EventsAddressOption = None,
+    bundle: BundleOption = None,
+    journal: JournalOption = None,
+    config_file: ConfigOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Run the worker alone, for capture processes elsewhere. Bind to a private network only: nothing is encrypted."""
+    config = _config(
+        config_file,
+        worker={"bundle": bundle},
+        link={"utterances": utterances_address, "events": events_address},
+        journal={"folder": journal},
+    )
+    set_up_logging(debug)
+    raise typer.Exit(run_worker(config, debug))
+
+
+@app.command()
+def capture(
+    utterances_address: Annotated[str, typer.Option("--utterances-address")] = "tcp://127.0.0.1:5555",
+    camera: CameraOption = None,
+    no_camera: NoCameraOption = False,
+    mic: MicOption = None,
+    input_file: InputOption = None,
+    fast: FastOption = False,
+    asr_model: AsrOption = None,
+    journal: JournalOption = None,
+    config_file: ConfigOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Run the capture process alone, against a worker elsewhere."""
+    config = _config(
+        config_file,
+        mic={"device": mic},
+        camera={"source": camera},
+        asr={"model": asr_model},
+        link={"utterances": utterances_address},
+        journal={"folder": journal},
+    )
+    session = _session(config, input_file, fast, no_camera)
+    set_up_logging(debug)
+    raise typer.Exit(run_capture(config, session, debug))
+
+
+@app.command()
+def watch(
+    endpoint: Annotated[str, typer.Argument(help="Where a worker publishes.")] = "tcp://127.0.0.1:5556",
+    events: EventsOption = "console",
+) -> None:
+    """Print the events of a running telme-stream, until Ctrl-C."""
+    import msgspec
+
+    sink = make_sink(events, sys.stdout)
+    for event in subscribe(endpoint):
+        sink(event, msgspec.json.encode(event))
+
+
+@app.command()
+def devices() -> None:
+    """List microphones and cameras."""
+    typer.echo(devices_report())
+
+
+@app.command()
+def doctor(config_file: ConfigOption = None) -> None:
+    """Print versions, devices, model and backend, and what is wrong with its remedy."""
+    report, healthy = doctor_report(_config(config_file))
+    typer.echo(report)
+    raise typer.Exit(0 if healthy else 1)
+
+
+def _config(file: Path | None, **flags: dict[str, Any]) -> Config:
+    return load_config(file, os.environ, flags)
+
+
+def _session(config: Config, file: Path | None, fast: bool, no_camera: bool) -> Session:
+    if fast and file is None:
+        raise UsageError("--fast without --input", "a file to replay", "add --input FILE")
+    if file is not None and not file.is_file():
+        raise SourceError(f"no file {file}", "a sound or video file", "check the path given to --input")
+    name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    return Session(name, file, fast, pictures=not no_camera)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: every error is one line, with exit code 2 for usage and 1 for the rest."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = app(given, standalone_mode=False, prog_name="telme-stream")
+    except TelmeStreamError as error:
+        code = _complain(str(error), error.exit_code, given)
+    except TyperException as error:
+        code = _complain(f"{error.format_message()} Expected what telme-stream --help lists.", 2, given)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    sys.exit(code or 0)
+
+
+def _complain(message: str, code: int, given: list[str]) -> int:
+    if "--debug" in given:
+        traceback.print_exc()
+    sys.stderr.write(f"telme-stream: error: {message}\n")
+    return code

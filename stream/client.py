@@ -1,0 +1,45 @@
+"""For Python programs that want the events.
+
+    from stream.client import subscribe
+
+    for event in subscribe("tcp://127.0.0.1:5556", types=["emotion"]):
+        print(event.payload().label, event.payload().text)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from stream.link import Subscriber
+from stream.wire import EVENT_DATA, Event
+from telme.errors import UsageError
+
+_POLL_MS = 500
+
+
+def subscribe(address: str, types: Sequence[str] = ()) -> Iterator[Event]:
+    """Events as they come, for ever; repeated ones are left out.
+
+    Args:
+        address: Where a worker publishes.
+        types: Event types wanted; none means all.
+
+    Raises:
+        UsageError: A type is unknown.
+        LinkError: The address is not one.
+        WireError: What came is not an event of this schema.
+    """
+    unknown = set(types) - set(EVENT_DATA)
+    if unknown:
+        raise UsageError(f"event type {', '.join(sorted(unknown))}", f"some of {', '.join(EVENT_DATA)}", "check the types")
+    last: dict[str, int] = {}
+    with Subscriber(address, types) as subscriber:
+        while True:
+            received = subscriber.receive(_POLL_MS)
+            if received is None:
+                continue
+            event = received[0]
+            if event.type != "status" and event.seq <= last.get(event.source, 0):
+                continue
+            last[event.source] = max(event.seq, last.get(event.source, 0))
+            yield event

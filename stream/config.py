@@ -1,0 +1,140 @@
+"""Configuration: one TOML file + environment + flags -> frozen, validated sections. Unknown keys are refused.
+
+Order, later wins: defaults, the file given with --config, variables `TELME_STREAM_<SECTION>_<KEY>`, flags.
+Each part of the program gets its own section and nothing else.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from telme.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "TELME_STREAM_"
+
+Positive = Annotated[int, Meta(ge=1)]
+Natural = Annotated[int, Meta(ge=0)]
+
+
+class MicConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """The microphone. `device`: name, part of a name or index; None is the default one."""
+
+    device: str | int | None = None
+    queue_blocks: Positive = 256
+
+
+class CameraConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """The camera. `source`: index, path or URL; None is no camera. `ring_fps`: pictures kept per second."""
+
+    source: str | int | None = None
+    ring_fps: Annotated[int, Meta(ge=1, le=60)] = 10
+    stale_ms: Positive = 1000
+
+
+class SegmenterConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where an utterance begins and ends; webrtcvad's `aggressiveness` 0..3."""
+
+    aggressiveness: Annotated[int, Meta(ge=0, le=3)] = 2
+    pre_roll_ms: Natural = 300
+    min_speech_ms: Positive = 250
+    hangover_ms: Annotated[int, Meta(ge=100)] = 500
+    tail_ms: Natural = 200
+    max_ms: Annotated[int, Meta(ge=1000)] = 15_000
+
+
+class AsrConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """The speech recognizer. `model`: "offline", a name, a folder or a hub id; `threads` 0 leaves it to CTranslate2."""
+
+    model: str = "offline"
+    device: str = "auto"
+    language: str = "en"
+    beam_size: Positive = 1
+    threads: Natural = 0
+    queue_utterances: Positive = 32
+
+
+class LinkConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Addresses. `utterances` None is a private ipc socket of this run."""
+
+    utterances: str | None = None
+    events: str = "tcp://127.0.0.1:5556"
+    max_message_bytes: Positive = 16_777_216
+
+
+class WorkerConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """The worker. `bundle`: packaged name or folder; `threads` 0 leaves it to torch."""
+
+    bundle: str = "compact"
+    threads: Natural = 0
+
+
+class JournalConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where utterances not yet answered and all events are kept. None: a private folder, removed at the end."""
+
+    folder: str | None = None
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True):
+    """All sections."""
+
+    mic: MicConfig = MicConfig()
+    camera: CameraConfig = CameraConfig()
+    segmenter: SegmenterConfig = SegmenterConfig()
+    asr: AsrConfig = AsrConfig()
+    link: LinkConfig = LinkConfig()
+    worker: WorkerConfig = WorkerConfig()
+    journal: JournalConfig = JournalConfig()
+
+
+def load_config(
+    file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Mapping[str, Any]]
+) -> Config:
+    """Merge the three sources over the defaults.
+
+    Args:
+        file: TOML file or None.
+        environment: For instance os.environ; only names with the prefix are read.
+        flags: Section -> key -> value; a value of None means that the flag was not given.
+
+    Raises:
+        ConfigError: The file is missing or is not TOML, or a key or value does not hold.
+    """
+    merged: dict[str, dict[str, Any]] = {}
+    for origin, sections in (
+        (str(file), _read_file(file)),
+        ("the environment", _read_environment(environment)),
+        ("the flags", flags),
+    ):
+        for section, keys in sections.items():
+            if not isinstance(keys, Mapping):
+                raise ConfigError(f"{section!r} in {origin} is not a section", "keys in [sections]", "see README, Configuration")
+            merged.setdefault(section, {}).update({key: value for key, value in keys.items() if value is not None})
+        try:
+            config = msgspec.convert(merged, Config, strict=False)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"{origin}: {error}", "a key and value of the README's table", "mend or remove it") from error
+    return config
+
+
+def _read_file(file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{file}: {error}", "a readable TOML file", "check --config") from error
+
+
+def _read_environment(environment: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    sections: dict[str, dict[str, str]] = {}
+    for name, value in environment.items():
+        if name.startswith(ENVIRONMENT_PREFIX):
+            section, _, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().partition("_")
+            sections.setdefault(section, {})[key] = value
+    return sections

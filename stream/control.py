@@ -1,0 +1,84 @@
+"""The line between the supervisor and a child process: ready, go, stop, failed. Ends when either end dies."""
+
+from __future__ import annotations
+
+from multiprocessing.connection import Connection
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from telme.errors import ProcessError
+
+
+class Word(Struct, frozen=True, forbid_unknown_fields=True):
+    """What one end says to the other. `facts`: for "ready" addresses and names; for "failed" the error."""
+
+    kind: Literal["ready", "go", "stop", "failed"]
+    facts: dict[str, str]
+
+
+def say(connection: Connection, word: Word) -> None:
+    """Send a word."""
+    connection.send_bytes(msgspec.msgpack.encode(word))
+
+
+def hear(connection: Connection) -> Word:
+    """Receive a word; blocks until there is one."""
+    return msgspec.msgpack.decode(connection.recv_bytes(), type=Word)
+
+
+class Control:
+    """The child's end."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._go = False
+        self._stop = False
+
+    def fileno(self) -> int:
+        """For a poller."""
+        return self._connection.fileno()
+
+    def ready(self, facts: dict[str, str]) -> None:
+        """Tell the supervisor that this process can work."""
+        self._send(Word("ready", facts))
+
+    def failed(self, facts: dict[str, str]) -> None:
+        """Tell the supervisor why this process ends."""
+        self._send(Word("failed", facts))
+
+    def wait_go(self) -> bool:
+        """Wait for the word to begin; False when the word was to stop."""
+        while not self._go and not self._stop:
+            self._listen(None)
+        return not self._stop
+
+    def wait_stop(self) -> None:
+        """Wait for the word to stop, or the supervisor's death."""
+        while not self._stop:
+            self._listen(None)
+
+    def stop_asked(self) -> bool:
+        """True once the supervisor said stop or is gone."""
+        while not self._stop and self._listen(0):
+            pass
+        return self._stop
+
+    def _send(self, word: Word) -> None:
+        try:
+            say(self._connection, word)
+        except OSError as error:
+            raise ProcessError("the supervisor is gone", "a running supervisor", "start telme-stream again") from error
+
+    def _listen(self, timeout_s: float | None) -> bool:
+        try:
+            if not self._connection.poll(timeout_s):
+                return False
+            word = hear(self._connection)
+        except (EOFError, OSError):
+            self._stop = True
+            return True
+        self._go = self._go or word.kind == "go"
+        self._stop = self._stop or word.kind == "stop"
+        return True

@@ -1,0 +1,137 @@
+"""What is on this machine, what is wrong with it, and the remedy."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from stream.camera import list_cameras
+from stream.config import Config
+from stream.mic import list_microphones
+from telme.errors import TelmeStreamError
+
+_PACKAGES = {  # distribution -> module and what an import that fails asks for
+    "torch": ("torch", "pip install -c constraints.txt '.[worker]'"),
+    "transformers": ("transformers", "pip install -c constraints.txt '.[worker]'"),
+    "faster-whisper": ("faster_whisper", "pip install -c constraints.txt '.[capture]'"),
+    "ctranslate2": ("ctranslate2", "pip install -c constraints.txt '.[capture]'"),
+    "webrtcvad-wheels": ("webrtcvad", "pip install -c constraints.txt '.[capture]'"),
+    "av": ("av", "pip install -c constraints.txt '.[capture]'"),
+    "soxr": ("soxr", "pip install -c constraints.txt '.[capture]'"),
+    "pyzmq": ("zmq", "pip install -c constraints.txt ."),
+    "opencv-python": ("cv2", "apt-get install libgl1 libglib2.0-0"),
+    "sounddevice": ("sounddevice", "apt-get install libportaudio2"),
+}
+_LEAST_FREE_BYTES = 500_000_000
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. `remedy` is empty when all is well."""
+
+    name: str
+    seen: str
+    remedy: str = ""
+
+
+def devices_report() -> str:
+    """Microphones and cameras, one a line.
+
+    Raises:
+        MissingDependency: PortAudio or OpenCV cannot be loaded.
+    """
+    lines = ["microphones (--mic):"]
+    for microphone in list_microphones():
+        default = ", default" if microphone.is_default else ""
+        lines.append(
+            f"  {microphone.index}: {microphone.name} ({microphone.host_api}, {microphone.channels} channels, "
+            f"{microphone.rate_hz} Hz{default})"
+        )
+    if len(lines) == 1:
+        lines.append("  none")
+    lines.append("cameras (--camera):")
+    cameras = list_cameras()
+    lines += [f"  {camera.index}: {camera.name}" for camera in cameras] or ["  none"]
+    return "\n".join(lines)
+
+
+def doctor_report(config: Config) -> tuple[str, bool]:
+    """The report, and whether nothing that telme-stream needs is wrong."""
+    findings = [Finding("python", f"{platform.python_version()} on {platform.platform()}"), *_packages()]
+    findings += [
+        _checked("microphones", _microphones),
+        _checked("cameras", _cameras),
+        _checked("speech recognizer", lambda: _recognizer(config)),
+        _checked("model", lambda: _model(config)),
+        _checked("backend", _backend),
+        _disk(),
+    ]
+    lines = []
+    for finding in findings:
+        mark = "!!" if finding.remedy else "ok"
+        lines.append(f"{mark}  {finding.name:<18} {finding.seen}")
+        if finding.remedy:
+            lines.append(f"    {'':<18} remedy: {finding.remedy}")
+    return "\n".join(lines), not any(finding.remedy for finding in findings)
+
+
+def _checked(name: str, check: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name, check())
+    except TelmeStreamError as error:
+        return Finding(name, f"{error.seen}; expected {error.expected}", error.remedy)
+    except ImportError as error:
+        return Finding(name, f"cannot be checked: {error}", "mend the package named above")
+
+
+def _packages() -> Iterator[Finding]:
+    for distribution, (module, remedy) in _PACKAGES.items():
+        try:
+            importlib.import_module(module)
+            yield Finding(distribution, version(distribution))
+        except (ImportError, OSError, PackageNotFoundError) as error:
+            yield Finding(distribution, f"cannot be used: {error}", remedy)
+
+
+def _microphones() -> str:
+    found = list_microphones()
+    return f"{len(found)}: {', '.join(item.name for item in found)}" if found else "none; --input replays files"
+
+
+def _cameras() -> str:
+    found = list_cameras()
+    return f"{len(found)}: {', '.join(item.name for item in found)}" if found else "none; speech alone works"
+
+
+def _recognizer(config: Config) -> str:
+    from stream.asr import Transcriber
+
+    transcriber = Transcriber(config.asr)
+    return f"Whisper {transcriber.model_name} on {transcriber.device}"
+
+
+def _model(config: Config) -> str:
+    from telme.bundle import load_bundle
+
+    bundle = load_bundle(config.worker.bundle)
+    return f"{bundle.model_id}, labels {', '.join(bundle.config.label_set.names)}"
+
+
+def _backend() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return f"torch-cuda on {torch.cuda.get_device_name()}"
+    return f"torch-cpu, {torch.get_num_threads()} threads (no CUDA device)"
+
+
+def _disk() -> Finding:
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    remedy = "" if free >= _LEAST_FREE_BYTES else f"free some space in {folder}"
+    return Finding("disk", f"{free / 1e9:.1f} GB free in {folder}", remedy)

@@ -1,0 +1,110 @@
+"""In-process values of the capture side.
+
+Time has two forms. Samples: integers at 16 kHz, counted from the first sample of the session. Nanoseconds: the
+machine's monotonic clock (CLOCK_MONOTONIC, the same in every process of the machine), named `*_ns`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+SAMPLE_RATE_HZ = 16_000
+FRAME_SIDE_PX = 224
+FRAMES_PER_UTTERANCE = 8
+
+Pcm = NDArray[np.int16]
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Session:
+    """One run of the capture process.
+
+    Attributes:
+        id: Names it in every message.
+        file: What to replay; None means live devices.
+        fast: Replay as fast as it goes, not at the recording's pace.
+        pictures: False switches camera or pictures off.
+    """
+
+    id: str
+    file: Path | None
+    fast: bool
+    pictures: bool
+
+
+@dataclass(frozen=True)
+class AudioBlock:
+    """Consecutive samples of one channel, as a source hands them over.
+
+    Attributes:
+        first_sample: Index of the first sample in the session.
+        pcm: int16 [S], 16 kHz.
+        captured_ns: When the first sample was in the air: the converter's time for a microphone, the file's own
+            clock (start of the replay + position) for a file, at whatever pace it is replayed.
+        arrived_ns: When the source handed the block over.
+    """
+
+    first_sample: int
+    pcm: Pcm
+    captured_ns: int
+    arrived_ns: int
+
+
+@dataclass(frozen=True)
+class VideoFrame:
+    """One picture: RGB uint8 [224, 224, 3], stamped on the clock of `AudioBlock.captured_ns`."""
+
+    captured_ns: int
+    image: Image
+
+
+@dataclass(frozen=True)
+class Span:
+    """One utterance as samples of the session.
+
+    Attributes:
+        start, end: First sample and one past the last, pre-roll and tail included.
+        voiced_start, voiced_end: The same without pre-roll and tail.
+        forced: True when the maximum length cut it, not a silence.
+    """
+
+    start: int
+    end: int
+    voiced_start: int
+    voiced_end: int
+    forced: bool
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A modality that an utterance does not have, and why. Never replaced by zeros."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """A span with its sound and pictures, before transcription.
+
+    Attributes:
+        seq: Number of the utterance in its session, from 0.
+        speaker: Id of who spoke.
+        span: Where it lies in the session.
+        pcm: int16 [S], the span's samples.
+        frames: RGB uint8 [8, 224, 224, 3], or why there are none.
+        heard_ns: When the last voiced sample reached this program; latency is counted from here.
+        decided_ns: When the end of the utterance was decided (the hangover lies between the two).
+    """
+
+    seq: int
+    speaker: str
+    span: Span
+    pcm: Pcm
+    frames: NDArray[np.uint8] | Missing
+    heard_ns: int
+    decided_ns: int

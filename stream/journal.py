@@ -1,0 +1,172 @@
+"""What must survive the death of a process, in SQLite.
+
+Outbox (capture): utterances the worker has not answered. EventStore (worker): every event but the heartbeat.
+Each object belongs to the thread that made it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from stream.wire import Frame
+from telme.errors import JournalError
+
+
+class _Store:
+    """A SQLite file with one schema; errors are mapped at this border."""
+
+    _SCHEMA: str
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with self._mapped():
+            self._database = sqlite3.connect(path, isolation_level=None)
+            # WAL with NORMAL survives the death of the process at any instant.
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=NORMAL")
+            self._database.executescript(self._SCHEMA)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._database.close()
+
+    @contextmanager
+    def _mapped(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise JournalError(
+                f"{self._path}: {error}", "a journal that can be written", "check the disk and --journal"
+            ) from error
+
+    def _rows(self, statement: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        with self._mapped(), closing(self._database.execute(statement, values)) as cursor:
+            return cursor.fetchall()
+
+
+class Outbox(_Store):
+    """Utterances sent but not yet answered."""
+
+    _SCHEMA = """CREATE TABLE IF NOT EXISTS outbox (
+        session TEXT, seq INTEGER, frames BLOB NOT NULL, PRIMARY KEY (session, seq))"""
+
+    def put(self, session: str, seq: int, frames: Sequence[Frame]) -> None:
+        """Keep an utterance until it is answered."""
+        packed = msgspec.msgpack.encode([bytes(frame) for frame in frames])
+        self._rows("INSERT OR REPLACE INTO outbox VALUES (?, ?, ?)", (session, seq, packed))
+
+    def answered(self, session: str, seq: int) -> None:
+        """Forget an utterance."""
+        self._rows("DELETE FROM outbox WHERE session = ? AND seq = ?", (session, seq))
+
+    def pending(self) -> int:
+        """How many wait for their answer."""
+        count: int = self._rows("SELECT count(*) FROM outbox")[0][0]
+        return count
+
+    def waiting(self) -> Iterator[list[bytes]]:
+        """Frames of each utterance that waits, in order."""
+        for (packed,) in self._rows("SELECT frames FROM outbox ORDER BY session, seq"):
+            yield msgspec.msgpack.decode(packed, type=list[bytes])
+
+
+@dataclass(frozen=True)
+class StoredTurn:
+    """A turn of a session's dialogue, for a worker that was started again."""
+
+    speaker: str
+    text: str
+
+
+@dataclass(frozen=True)
+class StoredEvent:
+    """An event as it went, or should have gone, over the bus."""
+
+    seq: int
+    type: str
+    session: str
+    json: bytes
+
+
+class EventStore(_Store):
+    """Every event, numbered from 1, and the answer to each utterance."""
+
+    _SCHEMA = """CREATE TABLE IF NOT EXISTS event (
+        seq INTEGER PRIMARY KEY, session TEXT NOT NULL, type TEXT NOT NULL, utterance INTEGER,
+        speaker TEXT, text TEXT, json BLOB NOT NULL, published INTEGER NOT NULL DEFAULT 0);
+        CREATE UNIQUE INDEX IF NOT EXISTS answer ON event (session, utterance) WHERE utterance IS NOT NULL"""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.last_seq: int = self._rows("SELECT coalesce(max(seq), 0) FROM event")[0][0]
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All events added inside are stored, or none."""
+        before = self.last_seq
+        self._rows("BEGIN")
+        try:
+            yield
+        except BaseException:
+            self._rows("ROLLBACK")
+            self.last_seq = before
+            raise
+        self._rows("COMMIT")
+
+    def add(
+        self,
+        session: str,
+        event_type: str,
+        make: Callable[[int], bytes],
+        answers: int | None = None,
+        turn: StoredTurn | None = None,
+    ) -> StoredEvent:
+        """Number, make and store an event.
+
+        Args:
+            session: Its session.
+            event_type: Its type.
+            make: JSON for a bus number.
+            answers: The utterance it answers, if it does.
+            turn: The turn it added to the dialogue, if it did.
+        """
+        seq = self.last_seq + 1
+        json = make(seq)
+        speaker, text = (turn.speaker, turn.text) if turn else (None, None)
+        self._rows(
+            "INSERT INTO event (seq, session, type, utterance, speaker, text, json) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (seq, session, event_type, answers, speaker, text, json),
+        )
+        self.last_seq = seq
+        return StoredEvent(seq, event_type, session, json)
+
+    def mark_published(self, seq: int) -> None:
+        """Note that an event went over the bus."""
+        self._rows("UPDATE event SET published = 1 WHERE seq = ?", (seq,))
+
+    def unpublished(self) -> list[StoredEvent]:
+        """Events that a worker stored and died before publishing, in order."""
+        rows = self._rows("SELECT seq, type, session, json FROM event WHERE published = 0 ORDER BY seq")
+        return [StoredEvent(seq, event_type, session, json) for seq, event_type, session, json in rows]
+
+    def is_answered(self, session: str, utterance: int) -> bool:
+        """True when the utterance's answer is stored."""
+        found = self._rows("SELECT 1 FROM event WHERE session = ? AND utterance = ?", (session, utterance))
+        return bool(found)
+
+    def turns(self, session: str, limit: int) -> list[StoredTurn]:
+        """The last turns of a session's dialogue, oldest first."""
+        rows = self._rows(
+            "SELECT speaker, text FROM event WHERE session = ? AND text IS NOT NULL ORDER BY utterance DESC LIMIT ?",
+            (session, limit),
+        )
+        return [StoredTurn(speaker, text) for speaker, text in reversed(rows)]

@@ -1,0 +1,342 @@
+"""Sockets. The only importer of zmq; each socket lives in the thread that made it.
+
+CaptureLink   DEALER, in a thread of its own; sends again after a reconnect what was not answered
+WorkerLink    ROUTER for utterances and XPUB for events, in the worker's one thread
+Subscriber    SUB, for whoever wants the events
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from stream.journal import Outbox
+from stream.wire import (
+    TOPIC_ROOT,
+    Ack,
+    Event,
+    Frame,
+    Hello,
+    Media,
+    Message,
+    Utterance,
+    decode,
+    encode,
+    read_event,
+    topic,
+)
+from telme.errors import LinkError, TelmeStreamError, WireError
+
+_log = logging.getLogger(__name__)
+
+_RECONNECT_MS = 50
+_GREETED = zmq.EVENT_HANDSHAKE_SUCCEEDED
+_PARTED = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+# Reports kept for a worker that is away; older ones are dropped, utterances never.
+_MAX_REPORTS_HELD = 1000
+_MAX_FRAMES = 3  # header, sound, pictures
+# Events a slow subscriber may lag behind before it loses its own.
+_SUBSCRIBER_HIGH_WATER = 1000
+
+
+def _options(handle: zmq.Socket[Any], max_message_bytes: int) -> None:
+    handle.setsockopt(zmq.LINGER, 0)
+    handle.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
+    handle.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+
+
+def _bind(handle: zmq.Socket[Any], address: str) -> str:
+    """Bind and return the address in full, with the port the system chose where `*` was given."""
+    try:
+        handle.bind(address)
+    except zmq.ZMQError as error:
+        raise LinkError(
+            f"cannot listen on {address}: {error}",
+            "an address that is free and valid, such as tcp://127.0.0.1:5556",
+            "stop the program that uses it or choose another with --utterances-address or --events-address",
+        ) from error
+    return handle.getsockopt_string(zmq.LAST_ENDPOINT)
+
+
+def _connect(handle: zmq.Socket[Any], address: str) -> None:
+    try:
+        handle.connect(address)
+    except zmq.ZMQError as error:
+        raise LinkError(f"cannot connect to {address}: {error}", "an address such as tcp://HOST:5556", "check it") from error
+
+
+class CaptureLink:
+    """The capture side's end: give it messages from any thread, it keeps utterances until they are answered.
+
+    Args:
+        address: Where the worker listens.
+        hello: Said at every (re)connect.
+        outbox: File of the Outbox.
+        max_message_bytes: Larger incoming frames are refused.
+    """
+
+    def __init__(self, address: str, hello: Hello, outbox: Path, max_message_bytes: int) -> None:
+        self._address = address
+        self._hello = hello
+        self._outbox_path = outbox
+        self._max_message_bytes = max_message_bytes
+        self._queue: deque[tuple[Message, Sequence[Media]]] = deque()
+        self._held: deque[list[Frame]] = deque(maxlen=_MAX_REPORTS_HELD)
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+        self._wake_receiver.setblocking(False)
+        self._stop = threading.Event()
+        self._changed = threading.Condition()
+        self._unanswered = 0
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._main, name="link", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._wake()
+        self._thread.join()
+        self._wake_receiver.close()
+        self._wake_sender.close()
+
+    @property
+    def unanswered(self) -> int:
+        """Utterances given to `send` whose answer has not come."""
+        return self._unanswered
+
+    def send(self, message: Message, media: Sequence[Media] = ()) -> None:
+        """Send soon. An Utterance is journalled first and sent again until it is answered."""
+        if self._failure is not None:
+            raise LinkError(f"the link stopped: {self._failure}", "a running link", "see the log") from self._failure
+        if isinstance(message, Utterance):
+            with self._changed:
+                self._unanswered += 1
+        self._queue.append((message, media))
+        self._wake()
+
+    def wait_answered(self, timeout_s: float) -> int:
+        """Wait until every utterance is answered, at most so long; returns how many are not."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._unanswered == 0 or self._failure is not None, timeout_s)
+            return self._unanswered
+
+    def _wake(self) -> None:
+        self._wake_sender.send(b"!")
+
+    def _main(self) -> None:
+        try:
+            with Outbox(self._outbox_path) as outbox, zmq.Context() as context:
+                while not self._stop.is_set():
+                    with context.socket(zmq.DEALER) as dealer:
+                        self._converse(dealer, outbox)
+                    self._take_queued(outbox, None)
+                    self._stop.wait(_RECONNECT_MS / 1000)
+        except TelmeStreamError as error:
+            _log.error("link: %s", error)
+            with self._changed:
+                self._failure = error
+                self._changed.notify_all()
+
+    def _converse(self, dealer: zmq.Socket[bytes], outbox: Outbox) -> None:
+        """One connection. It ends with the peer; the next one begins with what was not answered, in order.
+
+        ZeroMQ's own reconnection is off: its pipe would deliver what was sent last before what is sent again.
+        """
+        _options(dealer, self._max_message_bytes)
+        dealer.setsockopt(zmq.SNDHWM, 0)
+        dealer.setsockopt(zmq.RECONNECT_IVL, -1)
+        monitor = dealer.get_monitor_socket(_GREETED | _PARTED)
+        poller = zmq.Poller()
+        for handle in (dealer, monitor, self._wake_receiver):
+            poller.register(handle, zmq.POLLIN)
+        _connect(dealer, self._address)
+        greeted = parted = False
+        try:
+            while not parted and not (self._stop.is_set() and not self._queue):
+                ready = dict(poller.poll())
+                if monitor in ready:
+                    happened = recv_monitor_message(monitor)["event"]
+                    parted = bool(happened & _PARTED)
+                    if happened & _GREETED:
+                        greeted = True
+                        for frames in (encode(self._hello), *outbox.waiting(), *self._held):
+                            dealer.send_multipart(frames)
+                        self._held.clear()
+                if dealer in ready:
+                    self._receive(dealer, outbox)
+                if self._wake_receiver.fileno() in ready:
+                    self._wake_receiver.recv(4096)
+                self._take_queued(outbox, dealer if greeted else None)
+        finally:
+            dealer.disable_monitor()
+            dealer.setsockopt(zmq.LINGER, 1000 if greeted and not parted else 0)
+
+    def _take_queued(self, outbox: Outbox, dealer: zmq.Socket[bytes] | None) -> None:
+        """Journal what was given to `send`, and pass it on where there is a peer."""
+        while self._queue:
+            message, media = self._queue.popleft()
+            frames = encode(message, media)
+            if isinstance(message, Utterance):
+                outbox.put(message.session, message.seq, frames)
+            elif dealer is None:
+                self._held.append(frames)
+            if dealer is not None:
+                dealer.send_multipart(frames)
+
+    def _receive(self, dealer: zmq.Socket[bytes], outbox: Outbox) -> None:
+        try:
+            message, _ = decode(dealer.recv_multipart())
+        except WireError as error:
+            _log.warning("from the worker: %s", error)
+            return
+        if isinstance(message, Ack):
+            outbox.answered(message.session, message.seq)
+            with self._changed:
+                self._unanswered = outbox.pending() + sum(isinstance(queued, Utterance) for queued, _ in self._queue)
+                self._changed.notify_all()
+
+
+@dataclass(frozen=True)
+class Received:
+    """A message with its sound and pictures, and the peer that sent it."""
+
+    peer: bytes
+    message: Message
+    media: tuple[Media, ...]
+
+
+class WorkerLink:
+    """The worker's end: utterances in, answers and events out. For one thread.
+
+    Args:
+        utterances, events: Addresses to bind.
+        max_message_bytes: A peer that sends a larger frame is disconnected.
+
+    Raises:
+        LinkError: An address cannot be bound.
+    """
+
+    def __init__(self, utterances: str, events: str, max_message_bytes: int) -> None:
+        self._context = zmq.Context()
+        try:
+            self._router = self._context.socket(zmq.ROUTER)
+            self._bus = self._context.socket(zmq.XPUB)
+            _options(self._router, max_message_bytes)
+            _options(self._bus, max_message_bytes)
+            self._bus.setsockopt(zmq.SNDHWM, _SUBSCRIBER_HIGH_WATER)
+            self._bus.setsockopt(zmq.XPUB_VERBOSER, 1)
+            self.utterances = _bind(self._router, utterances)
+            self.events = _bind(self._bus, events)
+        except LinkError:
+            self._context.destroy(linger=0)
+            raise
+        self.subscribers = 0
+        self._poller = zmq.Poller()
+        self._poller.register(self._router, zmq.POLLIN)
+        self._poller.register(self._bus, zmq.POLLIN)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # The last events are given a moment to leave.
+        self._context.destroy(linger=1000)
+
+    def watch(self, descriptor: int) -> None:
+        """Let `wait` return when this file descriptor becomes readable."""
+        self._poller.register(descriptor, zmq.POLLIN)
+
+    def wait(self, timeout_ms: int) -> None:
+        """Wait for a message, a subscriber or a watched descriptor."""
+        self._poller.poll(timeout_ms)
+
+    def new_subscribers(self) -> bool:
+        """Take note of who subscribed and left; True when somebody subscribed."""
+        came = False
+        while self._bus.poll(0):
+            joined = self._bus.recv()[:1] == b"\x01"
+            self.subscribers += 1 if joined else -1
+            came = came or joined
+        return came
+
+    def receive(self) -> Iterator[Received | WireError]:
+        """Messages that wait now; a bad one comes as the error that names what is wrong."""
+        while self._router.poll(0):
+            peer, *frames = self._router.recv_multipart(copy=True)
+            try:
+                if len(frames) > _MAX_FRAMES:
+                    raise WireError(f"{len(frames)} frames", f"at most {_MAX_FRAMES}", "run the same version on both sides")
+                message, media = decode(frames)
+            except WireError as error:
+                yield error
+            else:
+                yield Received(peer, message, media)
+
+    def answer(self, peer: bytes, ack: Ack) -> None:
+        """Tell a capture process that an utterance is answered. One that is gone is told when it asks again."""
+        self._router.send_multipart([peer, *encode(ack)])
+
+    def publish(self, event_type: str, session: str, json: bytes) -> None:
+        """Put an event on the bus; a subscriber that lags too far behind loses it."""
+        self._bus.send_multipart([topic(event_type, session), json])
+
+
+class Subscriber:
+    """Receives events. For one thread.
+
+    Args:
+        address: Where the worker publishes.
+        types: Event types wanted; none means all.
+
+    Raises:
+        LinkError: The address is not one.
+    """
+
+    def __init__(self, address: str, types: Sequence[str] = ()) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.SUB)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+        self._socket.setsockopt(zmq.RCVHWM, 0)
+        try:
+            _connect(self._socket, address)
+        except LinkError:
+            self.__exit__()
+            raise
+        for prefix in [f"{TOPIC_ROOT}.{event_type}." for event_type in types] or [f"{TOPIC_ROOT}."]:
+            self._socket.setsockopt_string(zmq.SUBSCRIBE, prefix)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._context.destroy(linger=0)
+
+    def receive(self, timeout_ms: int) -> tuple[Event, bytes] | None:
+        """The next event and its JSON, or None when none came in time.
+
+        Raises:
+            WireError: What came is not an event of this schema.
+        """
+        if not self._socket.poll(timeout_ms):
+            return None
+        frames = self._socket.recv_multipart()
+        if len(frames) != 2:
+            raise WireError(f"{len(frames)} frames on the event bus", "topic and JSON", "check the address")
+        return read_event(frames[1]), frames[1]
+
+

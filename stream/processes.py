@@ -1,0 +1,69 @@
+"""The mains of the two processes: the only places that catch every exception.
+
+What a process needs is imported inside it: torch must not reach the capture process, nor either the supervisor.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from stream.config import Config
+from stream.control import Control
+from stream.items import Session
+from telme.errors import TelmeStreamError
+
+
+def set_up_logging(debug: bool) -> None:
+    """Log to standard error: warnings, or everything with --debug."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO if debug else logging.WARNING,
+        format="telme-stream: %(processName)s: %(levelname)s: %(message)s",
+    )
+
+
+def capture_main(config: Config, session: Session, folder: Path, debug: bool, line: Connection) -> None:
+    """Process 1."""
+    control = Control(line)
+    with _reported(control, debug):
+        from stream import capture
+
+        capture.run(config, session, folder, control)
+
+
+def worker_main(config: Config, folder: Path, debug: bool, line: Connection) -> None:
+    """Process 2."""
+    control = Control(line)
+    with _reported(control, debug):
+        from stream import worker
+
+        worker.run(config, folder, control)
+
+
+@contextmanager
+def _reported(control: Control, debug: bool) -> Iterator[None]:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    set_up_logging(debug)
+    log = logging.getLogger(__name__)
+    try:
+        yield
+    except TelmeStreamError as error:
+        log.info("ended by an error", exc_info=True)
+        control.failed(
+            {
+                "seen": error.seen,
+                "expected": error.expected,
+                "remedy": error.remedy,
+                "exit_code": str(error.exit_code),
+            }
+        )
+        sys.exit(1)
+    except Exception as error:  # noqa: BLE001 - the last resort of a process; the supervisor decides what follows
+        log.error("unexpected %s: %s", type(error).__name__, error, exc_info=debug)
+        sys.exit(1)

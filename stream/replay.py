@@ -1,0 +1,295 @@
+"""A media file as if it were heard and seen now: any container and codec that ffmpeg's libraries read (PyAV).
+
+Sound and pictures are demuxed by two readers of the same file. The sound leads; before a block of it is handed over,
+the picture reader is drawn along to the block's end. So every picture up to an audio time is in the ring first, and
+memory stays bounded however badly the file is interleaved.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from threading import Event
+from types import TracebackType
+from typing import Self
+
+import av
+import numpy as np
+from av.audio.frame import AudioFrame
+from av.container import InputContainer
+from av.stream import Disposition, Stream
+from av.video.frame import VideoFrame as Picture
+
+from stream.clock import samples_to_ns
+from stream.frames import FrameRing, shrink
+from stream.items import SAMPLE_RATE_HZ, AudioBlock, Missing, Pcm, VideoFrame
+from telme.errors import SourceError
+
+_LOG = logging.getLogger(__name__)
+_NS_PER_S = 1_000_000_000
+_BLOCK_SAMPLES = 480  # 30 ms
+_PTS_SLACK_SAMPLES = 640  # 40 ms: containers round time stamps, some to whole milliseconds
+_MAX_GAP_SAMPLES = 60 * SAMPLE_RATE_HZ  # a larger jump is a broken time stamp, not lost sound
+
+
+class FileReplay:
+    """A file replayed at its own pace or as fast as it is read: a context manager like the live sources.
+
+    Sound that is missing in the file (damage, a hole between time stamps) is skipped in the numbering of samples, as
+    a microphone's losses are.
+
+    Args:
+        path: The file.
+        fast: Hand blocks over as fast as they are taken; otherwise none before its end on the clock.
+        pictures: The ring to fill, or why no pictures are wanted.
+        now_ns: The clock.
+        wait: Waits for an event so many seconds; True when it is set.
+
+    Attributes:
+        pictures: The ring, or why there is none: as given, or because the file has no pictures.
+        overflows: Always 0: a file waits for its reader.
+        damaged: Packets and frames that could not be decoded.
+
+    Raises:
+        SourceError: On entering: no such file, not a media file, or no sound in it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        fast: bool,
+        pictures: FrameRing | Missing,
+        now_ns: Callable[[], int] = time.monotonic_ns,
+        wait: Callable[[Event, float], bool] = Event.wait,
+    ) -> None:
+        self._path = path
+        self._fast = fast
+        self._now_ns = now_ns
+        self._wait = wait
+        self._stopping = Event()
+        self._readers: list[_Reader] = []
+        self.pictures = pictures
+        self.overflows = 0
+
+    def __enter__(self) -> Self:
+        sound = _Reader(self._path, "audio")
+        self._readers.append(sound)
+        if sound.stream is None:
+            sound.close()
+            raise SourceError(f"{self._path} has no sound", "a file with speech", "give another file")
+        if isinstance(self.pictures, FrameRing):
+            self._readers.append(_Reader(self._path, "video"))
+            if self._readers[1].stream is None:
+                self.pictures = Missing("the file has no pictures")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        for reader in self._readers:
+            reader.close()
+
+    @property
+    def damaged(self) -> int:
+        return sum(reader.damaged for reader in self._readers)
+
+    def stop(self) -> None:
+        """End `blocks`, at once even while it waits. From any thread, any number of times."""
+        self._stopping.set()
+
+    def blocks(self) -> Iterator[AudioBlock]:
+        """Yield the file's sound in blocks of 30 ms (shorter at its end and before a gap), until the end or `stop`."""
+        start_ns = self._now_ns()
+        sound = _Sound()
+        pictures: _Pictures | None = None
+        for first_sample, pcm in sound.blocks(self._readers[0]):
+            if pictures is None and isinstance(self.pictures, FrameRing):
+                origin = sound.origin or Fraction(0)
+                pictures = _Pictures(self._readers[1], self.pictures, start_ns, origin)
+            captured_ns = start_ns + samples_to_ns(first_sample)
+            end_ns = captured_ns + samples_to_ns(len(pcm))
+            if pictures is not None:
+                pictures.advance(end_ns, self._stopping)
+            left_ns = end_ns - self._now_ns()
+            if not self._fast and left_ns > 0:
+                self._wait(self._stopping, left_ns / _NS_PER_S)
+            if self._stopping.is_set():
+                return
+            yield AudioBlock(first_sample, pcm, captured_ns, self._now_ns())
+        if self.damaged:
+            _LOG.warning("%s: %d damaged packets or frames were left out", self._path, self.damaged)
+
+
+class _Reader:
+    """The frames of one stream of a file, in order; what is damaged is counted and left out."""
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self._path = path
+        self._container = _open(path)
+        self.stream = _find_stream(self._container, kind)
+        self.damaged = 0
+
+    def close(self) -> None:
+        self._container.close()
+
+    def frames(self) -> Iterator[AudioFrame | Picture]:
+        packets = self._container.demux(self.stream) if self.stream is not None else iter(())
+        while True:
+            try:
+                packet = next(packets, None)
+                if packet is None:
+                    return
+            except av.FFmpegError as error:
+                self._count(error)  # the container is cut or broken from here on
+                return
+            try:
+                decoded = packet.decode()
+            except av.FFmpegError as error:
+                self._count(error)
+                continue
+            for frame in decoded:
+                if not isinstance(frame, AudioFrame | Picture):
+                    continue
+                if frame.is_corrupt:
+                    self._count("a corrupt frame")
+                    continue
+                yield frame
+
+    def _count(self, what: object) -> None:
+        if not self.damaged:
+            _LOG.warning("%s is damaged: %s", self._path, what)
+        self.damaged += 1
+
+
+class _Sound:
+    """Decoded frames -> numbered blocks of 16 kHz mono.
+
+    Attributes:
+        origin: The media time of the first sample in seconds, known with the first block.
+    """
+
+    def __init__(self) -> None:
+        self.origin: Fraction | None = None
+        self._format: tuple[int, str, str] | None = None
+        self._resampler: av.AudioResampler | None = None
+        self._pending: list[Pcm] = []
+        self._pending_length = 0
+        self._first_sample = 0  # of what is pending
+        self._expected = Fraction(0)  # where the next frame should start, in samples at 16 kHz
+
+    def blocks(self, reader: _Reader) -> Iterator[tuple[int, Pcm]]:
+        for frame in reader.frames():
+            if not isinstance(frame, AudioFrame):
+                continue
+            gap = self._gap(frame)
+            form = (frame.sample_rate, frame.layout.name, frame.format.name)
+            if gap or form != self._format:
+                self._flush_resampler()
+                self._resampler, self._format = av.AudioResampler("s16", "mono", SAMPLE_RATE_HZ), form
+            if gap:
+                yield from self._cut(everything=True)
+                self._first_sample = round(self._expected)
+            self._expected += Fraction(frame.samples * SAMPLE_RATE_HZ, frame.sample_rate)
+            if self._resampler is not None:
+                self._keep(self._resampler.resample(frame))
+            yield from self._cut(everything=False)
+        self._flush_resampler()
+        yield from self._cut(everything=True)
+
+    def _gap(self, frame: AudioFrame) -> bool:
+        """Whether sound is missing before this frame; then `_expected` is moved behind the gap."""
+        if frame.pts is None or frame.time_base is None:
+            return False
+        at = frame.pts * frame.time_base
+        if self.origin is None:
+            self.origin = at
+        position = (at - self.origin) * SAMPLE_RATE_HZ
+        if not _PTS_SLACK_SAMPLES < position - self._expected < _MAX_GAP_SAMPLES:
+            return False
+        _LOG.warning("%d ms of sound are missing in the file", (position - self._expected) * 1000 // SAMPLE_RATE_HZ)
+        self._expected = position
+        return True
+
+    def _flush_resampler(self) -> None:
+        if self._resampler is not None:
+            self._keep(self._resampler.resample(None))
+
+    def _keep(self, frames: list[AudioFrame]) -> None:
+        for frame in frames:
+            pcm = frame.to_ndarray().reshape(-1).astype(np.int16, copy=False)  # packed mono: [1, S]
+            self._pending.append(pcm)
+            self._pending_length += len(pcm)
+
+    def _cut(self, everything: bool) -> Iterator[tuple[int, Pcm]]:
+        if self._pending_length < _BLOCK_SAMPLES and not everything:
+            return
+        samples = np.concatenate([*self._pending, np.zeros(0, np.int16)])
+        end = len(samples) if everything else len(samples) - len(samples) % _BLOCK_SAMPLES
+        first = self._first_sample
+        self._pending = [samples[end:]]
+        self._pending_length = len(samples) - end
+        self._first_sample += end
+        for at in range(0, end, _BLOCK_SAMPLES):
+            yield first + at, samples[at : min(at + _BLOCK_SAMPLES, end)]
+
+
+@dataclass
+class _Pictures:
+    """Puts a file's pictures into a ring, up to a time."""
+
+    reader: _Reader
+    ring: FrameRing
+    start_ns: int
+    origin: Fraction  # media time of the first audio sample, in seconds
+
+    def __post_init__(self) -> None:
+        self._stamped = self._stamp()
+        self._next = next(self._stamped, None)
+
+    def advance(self, until_ns: int, stopping: Event) -> None:
+        """Put every picture shown before or at `until_ns` that is not in the ring yet."""
+        while self._next is not None and self._next[0] <= until_ns and not stopping.is_set():
+            captured_ns, picture = self._next
+            if self.ring.due(captured_ns):
+                image = np.rot90(picture.to_ndarray(format="rgb24"), picture.rotation // 90)
+                self.ring.put(VideoFrame(captured_ns, shrink(np.ascontiguousarray(image))))
+            self._next = next(self._stamped, None)
+
+    def _stamp(self) -> Iterator[tuple[int, Picture]]:
+        for frame in self.reader.frames():
+            if isinstance(frame, Picture) and frame.pts is not None and frame.time_base is not None:
+                position_s = frame.pts * frame.time_base - self.origin
+                yield self.start_ns + round(position_s * _NS_PER_S), frame
+
+
+def _open(path: Path) -> InputContainer:
+    if not path.exists():
+        raise SourceError(f"no file {path}", "a sound or video file", "check the path")
+    if not path.is_file():
+        raise SourceError(f"{path} is not a file", "a sound or video file", "check the path")
+    try:
+        # An absolute path is never taken for a protocol; a playlist must not reach out to the network.
+        return av.open(str(path.resolve()), "r", metadata_errors="replace", container_options={"protocol_whitelist": "file"})
+    except (av.FFmpegError, OSError) as error:
+        raise SourceError(
+            f"{path} cannot be read as media ({error})", "a sound or video file", "see whether `ffprobe` reads it"
+        ) from error
+
+
+def _find_stream(container: InputContainer, kind: str) -> Stream | None:
+    found = [
+        stream
+        for stream in container.streams
+        if stream.type == kind
+        and stream.codec_context is not None
+        and Disposition.attached_pic not in stream.disposition
+    ]
+    for stream in container.streams:
+        if stream not in found[:1]:
+            stream.discard = av.stream.Discard.all
+    return found[0] if found else None

@@ -1,0 +1,81 @@
+"""Where events go: the console and JSON lines. Sinks are subscribers like any other."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import TextIO
+
+from stream.wire import Device, Emotion, Event, Fault, Rejected
+from telme.errors import UsageError
+
+_NS_PER_S = 1_000_000_000
+_BAR_CELLS = 10
+_NARROWEST_TEXT = 20
+
+
+class JsonlSink:
+    """One JSON object per event and line."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def __call__(self, event: Event, json: bytes) -> None:
+        """Write an event."""
+        self._out.write(json.decode() + "\n")
+        self._out.flush()
+
+
+class ConsoleSink:
+    """One line per utterance: time, speaker, text, emotion, probability bar, latency.
+
+    Args:
+        out: A terminal or a file.
+    """
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def __call__(self, event: Event, json: bytes) -> None:
+        """Write what people want to see; the rest is for programs."""
+        match event.payload():
+            case Emotion() as emotion:
+                line = emotion_line(emotion, shutil.get_terminal_size((120, 24)).columns)
+            case Rejected() as rejected:
+                line = f"          (utterance {rejected.seq} left out: {rejected.reason})"
+            case Fault() as fault:
+                line = f"          (fault: {fault.message})"
+            case Device() as device if device.state in ("lost", "found"):
+                line = f"          ({device.device} {device.name} {device.state})"
+            case _:
+                return
+        self._out.write(line + "\n")
+        self._out.flush()
+
+
+def emotion_line(emotion: Emotion, width: int) -> str:
+    """An emotion event as a line of at most `width` characters, where the width allows."""
+    minutes, seconds = divmod(emotion.start_ns / _NS_PER_S, 60)
+    head = f"{int(minutes):02d}:{seconds:04.1f}  {emotion.speaker:<9} "
+    filled = round(emotion.confidence * _BAR_CELLS)
+    bar = "█" * filled + "░" * (_BAR_CELLS - filled)
+    total = emotion.stages_ms.total
+    latency = "      " if total is None else f"{total / 1000:5.2f}s"
+    tail = f"  {emotion.label:<8} {bar} {emotion.confidence:4.0%} {latency}"
+    room = max(width - len(head) - len(tail), _NARROWEST_TEXT)
+    text = emotion.text if len(emotion.text) <= room else emotion.text[: room - 1] + "…"
+    return f"{head}{text:<{room}}{tail}"
+
+
+SINKS: dict[str, Callable[[TextIO], Callable[[Event, bytes], None]]] = {"console": ConsoleSink, "jsonl": JsonlSink}
+
+
+def make_sink(name: str, out: TextIO) -> Callable[[Event, bytes], None]:
+    """A sink by name.
+
+    Raises:
+        UsageError: There is no such sink.
+    """
+    if name not in SINKS:
+        raise UsageError(f"--events {name}", f"one of {', '.join(SINKS)}", "choose one")
+    return SINKS[name](out)

@@ -1,0 +1,289 @@
+"""Starts, watches and stops the processes, and is the only place that handles signals.
+
+    start   worker -> ready -> (console subscribed) -> capture -> ready -> go
+    watch   a process that dies is started again, at most 5 times in 60 s; a replay is not (it would begin anew)
+    stop    capture drains and ends -> worker says its last word and ends; who misses a deadline is named, then killed
+    Ctrl-C  once: stop; twice: kill
+
+Children are spawned, never forked, with SIGINT blocked, so that the terminal's Ctrl-C reaches this process only. A
+child whose supervisor dies sees its control line end, and stops.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from types import FrameType
+from typing import Any
+
+from stream.control import Word, hear, say
+from telme.errors import ProcessError
+
+_log = logging.getLogger(__name__)
+
+RESTARTS = 5
+RESTART_WINDOW_S = 60.0
+READY_DEADLINE_S = 120.0
+# The capture process drains its recognizer and waits for the worker's answers within this.
+CAPTURE_STOP_DEADLINE_S = 55.0
+WORKER_STOP_DEADLINE_S = 10.0
+_KILL_AFTER_S = 3.0
+
+_spawn = multiprocessing.get_context("spawn")
+
+
+class RestartBudget:
+    """At most RESTARTS in RESTART_WINDOW_S."""
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque()
+
+    def take(self, now_s: float) -> bool:
+        """Spend one restart; False when there is none left."""
+        while self._times and self._times[0] <= now_s - RESTART_WINDOW_S:
+            self._times.popleft()
+        if len(self._times) == RESTARTS:
+            return False
+        self._times.append(now_s)
+        return True
+
+
+@dataclass
+class Child:
+    """One process and the line to it.
+
+    Attributes:
+        name: For messages.
+        target: What runs in it; the last argument is the child's end of the line.
+        arguments: The arguments before that.
+        restarts: True when it may be started again.
+        stop_deadline_s: How long it may take to end once told.
+    """
+
+    name: str
+    target: Callable[..., None]
+    arguments: tuple[Any, ...]
+    restarts: bool
+    stop_deadline_s: float
+    process: SpawnProcess | None = None
+    line: Connection | None = None
+    ready: dict[str, str] | None = None
+    failure: dict[str, str] | None = None
+    budget: RestartBudget = field(default_factory=RestartBudget)
+
+    def start(self) -> None:
+        """Spawn the process."""
+        self.line, far = _spawn.Pipe()
+        self.ready = self.failure = None
+        self.process = _spawn.Process(target=self.target, args=(*self.arguments, far), name=self.name)
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        far.close()
+
+    def tell(self, word: str) -> None:
+        """Say "go" or "stop"; a child that is gone does not hear it."""
+        if self.line is not None:
+            try:
+                say(self.line, Word("go" if word == "go" else "stop", {}))
+            except OSError:
+                _log.debug("%s is gone", self.name)
+
+    def listen(self) -> None:
+        """Take what the child said."""
+        try:
+            while self.line is not None and self.line.poll():
+                word = hear(self.line)
+                if word.kind == "ready":
+                    self.ready = word.facts
+                elif word.kind == "failed":
+                    self.failure = word.facts
+        except (EOFError, OSError):
+            self.line = None
+
+    def stop(self) -> None:
+        """Tell it to stop; after its deadline terminate it, then kill it."""
+        if self.process is None:
+            return
+        self.tell("stop")
+        self.process.join(self.stop_deadline_s)
+        if self.process.is_alive():
+            _log.error("%s missed its stop deadline of %.0f s", self.name, self.stop_deadline_s)
+            self.kill()
+        self.listen()
+
+    def kill(self) -> None:
+        """End it now."""
+        if self.process is None:
+            return
+        self.process.terminate()
+        self.process.join(_KILL_AFTER_S)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+    @property
+    def alive(self) -> bool:
+        """True while the process runs."""
+        return self.process is not None and self.process.is_alive()
+
+
+class Interrupts:
+    """Counts SIGINT and SIGTERM and wakes a waiter; the handlers do nothing else."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.receiver, self._sender = socket.socketpair()
+        self.receiver.setblocking(False)
+        self._sender.setblocking(False)
+
+    def request(self) -> None:
+        """As if a signal had come."""
+        self.count += 1
+        self._sender.send(b"!")
+
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        self.request()
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handle both signals inside."""
+        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self.receiver.close()
+            self._sender.close()
+
+
+class Supervisor:
+    """Runs children until they end, fail, or a signal comes.
+
+    Args:
+        interrupts: Where signals are counted.
+    """
+
+    def __init__(self, interrupts: Interrupts) -> None:
+        self._interrupts = interrupts
+        self.children: list[Child] = []
+
+    @property
+    def interrupted(self) -> bool:
+        """True once a signal asked to stop."""
+        return self._interrupts.count > 0
+
+    def start(self, child: Child) -> dict[str, str] | None:
+        """Start a child and wait until it is ready; its facts, or None when a signal came first.
+
+        Raises:
+            ProcessError: It failed, ended or was not ready in time.
+        """
+        self.children.append(child)
+        child.start()
+        deadline_s = time.monotonic() + READY_DEADLINE_S
+        while child.ready is None and not self.interrupted:
+            self._wait(deadline_s - time.monotonic())
+            child.listen()
+            if child.ready is None and not child.alive:
+                raise _failed(child)
+            if time.monotonic() > deadline_s:
+                raise ProcessError(f"{child.name} was not ready in {READY_DEADLINE_S:.0f} s", "a start", "see the log")
+        return child.ready
+
+    def wait_until(self, done: Callable[[], bool], timeout_s: float) -> None:
+        """Wait for a condition or a signal, looking whenever something happens and ten times a second."""
+        deadline_s = time.monotonic() + timeout_s
+        while not done() and not self.interrupted and time.monotonic() < deadline_s:
+            self._wait(0.1)
+
+    def watch(self, last: Child) -> None:
+        """Until `last` has ended or a signal came: keep the others running.
+
+        Raises:
+            ProcessError: A child failed for good.
+        """
+        while not self.interrupted:
+            for child in self.children:
+                child.listen()
+                if not child.alive:
+                    if child is last and child.failure is None and child.process and child.process.exitcode == 0:
+                        return
+                    self._revive(child)
+            self._wait(1.0)
+
+    def stop(self) -> None:
+        """Stop the children, the last started first; a second signal kills them."""
+        for child in reversed(self.children):
+            if self._interrupts.count < 2:
+                self._stop_or_kill(child)
+        for child in self.children:
+            if child.alive:
+                child.kill()
+
+    def _stop_or_kill(self, child: Child) -> None:
+        child.tell("stop")
+        deadline_s = time.monotonic() + child.stop_deadline_s
+        while child.alive and self._interrupts.count < 2 and time.monotonic() < deadline_s:
+            self._wait(0.2)
+        if child.alive and self._interrupts.count < 2:
+            _log.error("%s missed its stop deadline of %.0f s and is killed", child.name, child.stop_deadline_s)
+            child.kill()
+        child.listen()
+
+    def _revive(self, child: Child) -> None:
+        if child.failure is not None or not child.restarts:
+            raise _failed(child)
+        if not child.budget.take(time.monotonic()):
+            raise ProcessError(
+                f"{child.name} died {RESTARTS + 1} times in {RESTART_WINDOW_S:.0f} s, last with {_exit(child)}",
+                "a process that stays up",
+                "run telme-stream doctor, then again with --debug",
+            )
+        _log.warning("%s died with %s and is started again", child.name, _exit(child))
+        child.start()
+        deadline_s = time.monotonic() + READY_DEADLINE_S
+        while child.ready is None and child.alive and not self.interrupted and time.monotonic() < deadline_s:
+            self._wait(0.5)
+            child.listen()
+        child.tell("go")
+
+    def _wait(self, timeout_s: float) -> None:
+        handles: list[Any] = [self._interrupts.receiver]
+        for child in self.children:
+            if child.process is not None and child.alive:
+                handles.append(child.process.sentinel)
+                if child.line is not None:
+                    handles.append(child.line)
+        ready = wait(handles, max(timeout_s, 0))
+        if self._interrupts.receiver in ready:
+            self._interrupts.receiver.recv(64)
+        for child in self.children:
+            child.listen()
+
+
+def _exit(child: Child) -> str:
+    code = child.process.exitcode if child.process is not None else None
+    if code is not None and code < 0:
+        return f"signal {signal.Signals(-code).name}"
+    return f"exit code {code}"
+
+
+def _failed(child: Child) -> ProcessError:
+    if child.failure is not None:
+        error = ProcessError(child.failure["seen"], child.failure["expected"], child.failure["remedy"])
+        error.exit_code = int(child.failure["exit_code"])
+        return error
+    return ProcessError(f"{child.name} died with {_exit(child)}", "a process that stays up", "run again with --debug")

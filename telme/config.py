@@ -1,0 +1,112 @@
+"""TelmeConfig: everything about a TelME model that is not a weight."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+from telme.errors import BundleError
+from telme.labels import LABEL_SETS, LabelSet
+from telme.modes import CLEAN
+
+FEATURE_DIM = 768
+
+
+@dataclass(frozen=True)
+class FusionSettings:
+    """Shape and strength of the attention-based modality shifting fusion (section 3.3).
+
+    Attributes:
+        beta_shift: Largest length of the audio-visual shift, as a fraction of the text feature's length.
+        heads: Heads of the attention over the two students' features; a divisor of 1536.
+        dropout: Dropout probability after each of the two layer norms.
+    """
+
+    beta_shift: float
+    heads: int
+    dropout: float
+
+
+# Published code; the paper prints other values for some of them.
+PUBLISHED_FUSION = {
+    "meld": FusionSettings(beta_shift=0.1, heads=3, dropout=0.2),
+    "iemocap": FusionSettings(beta_shift=0.2, heads=4, dropout=0.2),
+}
+
+
+class TelmeConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
+    """Configuration of a bundle, stored as its config.json.
+
+    Args:
+        dataset: Key of `telme.labels.LABEL_SETS`; decides the classes.
+        text_config: transformers configuration of the text backbone as a dict with `model_type`.
+        audio_config: The same of the audio student's backbone; None in a bundle without one.
+        video_config: The same of the video student's backbone; None in a bundle without one.
+        fusion: `FusionSettings` as a dict; None for the published settings of the data set.
+        mode: Name of the `telme.modes.Mode` that the weights were trained with.
+        max_prompt_tokens: Prompt length in tokens, mask included; older tokens are cut (paper: 512).
+        max_turns: Turns of context, the current one included.
+        calibration_temperature: Logits are divided by it before the softmax; fitted on dev, 1 leaves them as they are.
+        kwargs: What PretrainedConfig takes besides.
+    """
+
+    model_type = "telme"
+
+    def __init__(
+        self,
+        dataset: str = "meld",
+        text_config: dict[str, Any] | None = None,
+        audio_config: dict[str, Any] | None = None,
+        video_config: dict[str, Any] | None = None,
+        fusion: dict[str, Any] | FusionSettings | None = None,
+        mode: str = CLEAN.name,
+        max_prompt_tokens: int = 512,
+        max_turns: int = 24,
+        calibration_temperature: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.dataset = dataset
+        self.text_config = text_config
+        self.audio_config = audio_config
+        self.video_config = video_config
+        self.fusion = asdict(fusion) if isinstance(fusion, FusionSettings) else fusion
+        self.mode = mode
+        self.max_prompt_tokens = max_prompt_tokens
+        self.max_turns = max_turns
+        self.calibration_temperature = calibration_temperature
+
+    @property
+    def label_set(self) -> LabelSet:
+        """The classes, in the order of the logits.
+
+        Raises:
+            BundleError: The data set is not one that TelME knows.
+        """
+        if self.dataset not in LABEL_SETS:
+            raise BundleError(
+                f"dataset {self.dataset!r} in config.json", f"one of {', '.join(LABEL_SETS)}", "import the bundle again"
+            )
+        return LABEL_SETS[self.dataset]
+
+    @property
+    def fusion_settings(self) -> FusionSettings:
+        """The fusion's settings: those of the bundle, or the published ones of its data set.
+
+        Raises:
+            BundleError: `fusion` lacks a setting or has an unknown one, or the data set is unknown.
+        """
+        if self.fusion is None:
+            return PUBLISHED_FUSION[self.label_set.dataset]
+        try:
+            return FusionSettings(**self.fusion)
+        except TypeError as error:
+            raise BundleError(
+                f"fusion {self.fusion!r} in config.json", "beta_shift, heads and dropout", "import the bundle again"
+            ) from error
+
+
+# So that transformers' Auto classes know a bundle's config.json.
+AutoConfig.register(TelmeConfig.model_type, TelmeConfig, exist_ok=True)

@@ -1,0 +1,129 @@
+"""TelME's three encoders (arXiv 2401.12987, section 3): the text teacher and the audio and video students.
+
+Shapes: B batch, T tokens or time frames, S samples, F video frames, H hidden size of a backbone, D = 768 feature,
+C classes. Backbones are built from a configuration alone: nothing is downloaded, and weights are random until loaded.
+Parameter names are those of the published checkpoints.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+
+from telme.config import FEATURE_DIM, TelmeConfig
+from telme.errors import BundleError
+
+
+class EncoderOutput(NamedTuple):
+    """What an encoder says of a batch: `feature` [B, D] for the fusion and `logits` [B, C].
+
+    A student's feature is its backbone's hidden state, so D is H there: 768 for the backbones of the paper.
+    """
+
+    feature: Tensor
+    logits: Tensor
+
+
+class TextTeacher(nn.Module):
+    """The text teacher: hidden state of the last position -> `W` (the feature) -> `classifier` (paper section 3.2).
+
+    Args:
+        config: `text_config` names the backbone; its weights are random until loaded.
+    """
+
+    def __init__(self, config: TelmeConfig) -> None:
+        super().__init__()
+        backbone = _backbone(config.text_config, "text_config")
+        # The published teacher carries a pooler that nothing reads; it is not built here.
+        self.text_model = _build(backbone, add_pooling_layer=False)
+        self.W = nn.Linear(backbone.hidden_size, FEATURE_DIM)
+        self.classifier = nn.Linear(FEATURE_DIM, len(config.label_set.names))
+        # RoBERTa's family, MPNet included, counts positions from its padding index + 1; BERT's from 0.
+        padding = getattr(self.text_model.embeddings, "padding_idx", None)
+        self._first_position = 0 if padding is None else padding + 1
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> EncoderOutput:
+        """Read left-padded prompts that end with the mask token.
+
+        Args:
+            input_ids: [B, T] int64.
+            attention_mask: [B, T] int64, 0 on the padding at the left.
+        """
+        # Positions count real tokens only, so that padding changes nothing.
+        positions = (attention_mask.cumsum(1) - 1).clamp(min=0) + self._first_position
+        hidden = self.text_model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=positions
+        ).last_hidden_state  # [B, T, H]
+        feature = self.W(hidden[:, -1])  # [B, D]
+        return EncoderOutput(feature, self.classifier(feature))
+
+
+class AudioStudent(nn.Module):
+    """The audio student: hidden state of time frame 0 (the feature) -> `W` (section 3.2, published code).
+
+    Args:
+        config: `audio_config` names the backbone, data2vec-audio for the published weights.
+    """
+
+    def __init__(self, config: TelmeConfig) -> None:
+        super().__init__()
+        backbone = _backbone(config.audio_config, "audio_config")
+        self.model = _build(backbone)
+        self.W = nn.Linear(backbone.hidden_size, len(config.label_set.names))
+
+    def forward(self, input_values: Tensor) -> EncoderOutput:
+        """Hear a batch as `telme.sound.pad_left` makes it.
+
+        Args:
+            input_values: [B, S] float32, S at least 400. There is no mask: the published student has none.
+        """
+        feature = self.model(input_values).last_hidden_state[:, 0]  # [B, T, H] -> [B, H]
+        return EncoderOutput(feature, self.W(feature))
+
+
+class VideoStudent(nn.Module):
+    """The video student: CLS state (the feature) -> `W` (section 3.2, published code).
+
+    Args:
+        config: `video_config` names the backbone, TimeSformer for the published weights.
+    """
+
+    def __init__(self, config: TelmeConfig) -> None:
+        super().__init__()
+        backbone = _backbone(config.video_config, "video_config")
+        self.model = _build(backbone)
+        self.W = nn.Linear(backbone.hidden_size, len(config.label_set.names))
+
+    def forward(self, pixel_values: Tensor) -> EncoderOutput:
+        """Watch a batch as `telme.frames.pixel_values` makes it.
+
+        Args:
+            pixel_values: [B, F, 3, edge, edge] float32, F and edge as the backbone's configuration says.
+        """
+        feature = self.model(pixel_values).last_hidden_state[:, 0]  # [B, 1 + patches * F, H] -> [B, H]
+        return EncoderOutput(feature, self.W(feature))
+
+
+def _backbone(settings: dict[str, Any] | None, field: str) -> PretrainedConfig:
+    if settings is None or "model_type" not in settings:
+        raise BundleError(
+            f"config.json without {field} or its model_type",
+            "the configuration of a backbone",
+            "train or import the bundle again",
+        )
+    rest = dict(settings)
+    return AutoConfig.for_model(rest.pop("model_type"), **rest)
+
+
+def _build(backbone: PretrainedConfig, **options: bool) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModel.from_config(backbone, **options)  # type: ignore[no-untyped-call]
+    return model
+
+
+def resize_vocabulary(teacher: TextTeacher, size: int, seed: int) -> None:
+    """Grow the token embeddings to `size` rows for the speaker tokens; the new rows are near the mean of the old."""
+    torch.manual_seed(seed)
+    teacher.text_model.resize_token_embeddings(size, mean_resizing=True)

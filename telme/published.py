@@ -1,0 +1,115 @@
+"""Parameters of the authors' checkpoints under our names, and every difference named.
+
+The networks here keep the published names, so the mapping only leaves out what nothing reads. The published text
+teacher was saved by an old transformers, which stored position ids as a buffer, and with a pooler that its forward
+never calls.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from telme.errors import BundleError
+
+Part = Literal["teacher", "audio", "video", "fusion"]
+
+
+@dataclass(frozen=True)
+class PublishedPart:
+    """One of the four checkpoint files.
+
+    Attributes:
+        file: Its path in the authors' archive.
+        unused: What may be in it and is read by nothing, as a pattern of whole parameter names.
+    """
+
+    file: str
+    unused: re.Pattern[str]
+
+
+PARTS: Mapping[Part, PublishedPart] = {
+    "teacher": PublishedPart(
+        "teacher.bin",
+        re.compile(r"text_model\.(embeddings\.(position_ids|token_type_ids)|pooler\.dense\.(weight|bias))"),
+    ),
+    # The mask vector is for training with masked spans; a student built without such training has none.
+    "audio": PublishedPart("student_audio/total_student.bin", re.compile(r"model\.masked_spec_embed")),
+    "video": PublishedPart("student_video/total_student.bin", re.compile(r"(?!)")),
+    "fusion": PublishedPart("total_fusion.bin", re.compile(r"(?!)")),
+}
+
+
+@dataclass(frozen=True)
+class Differences:
+    """How a checkpoint differs from the network it is loaded into; all empty when it fits.
+
+    Attributes:
+        missing: Parameters of the network that the checkpoint lacks.
+        extra: Parameters of the checkpoint that the network lacks, but for those known to be unused.
+        misshapen: `name: shape seen, shape expected` of those that have another shape.
+    """
+
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+    misshapen: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.extra or self.misshapen)
+
+    def __str__(self) -> str:
+        named = {"missing": self.missing, "extra": self.extra, "mis-shaped": self.misshapen}
+        return "; ".join(f"{kind} {', '.join(names)}" for kind, names in named.items() if names)
+
+
+def published_names(part: Part, names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
+    """Published parameter name -> name in our network, without those that nothing reads.
+
+    Args:
+        part: Which of the four files.
+        names: The names in it.
+        known: The names of our network, which win over the pattern of unused ones.
+    """
+    ours = set(known)
+    return {name: name for name in names if name in ours or not PARTS[part].unused.fullmatch(name)}
+
+
+def differences(part: Part, weights: Mapping[str, Tensor], module: nn.Module) -> Differences:
+    """What keeps a checkpoint from fitting a network, by name."""
+    own = module.state_dict()
+    names = published_names(part, weights, own)
+    found = set(names.values())
+    misshapen = [
+        f"{name}: {list(weights[name].shape)}, expected {list(own[ours].shape)}"
+        for name, ours in names.items()
+        if ours in own and weights[name].shape != own[ours].shape
+    ]
+    return Differences(
+        missing=tuple(name for name in own if name not in found),
+        extra=tuple(name for name, ours in names.items() if ours not in own),
+        misshapen=tuple(misshapen),
+    )
+
+
+def load_published(part: Part, weights: Mapping[str, Tensor], module: nn.Module) -> None:
+    """Load a published checkpoint into a network; nothing is loaded when it does not fit.
+
+    Args:
+        part: Which of the four files.
+        weights: Its tensors under their published names, of any floating type.
+        module: A `TextTeacher`, `AudioStudent`, `VideoStudent` or `AttentionShiftFusion`.
+
+    Raises:
+        BundleError: Parameters are missing, extra or mis-shaped; the message names each.
+    """
+    differing = differences(part, weights, module)
+    if differing:
+        raise BundleError(
+            f"{PARTS[part].file} with {differing}", "the parameters of that network", "check the data set and the file"
+        )
+    names = published_names(part, weights, module.state_dict())
+    module.load_state_dict({ours: weights[name].float() for name, ours in names.items()})

@@ -1,0 +1,341 @@
+"""Replay of files: formats, time, pace, errors. The media are made here; the clock is a fake one."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from av.audio.stream import AudioStream
+from av.container import OutputContainer
+from av.video.stream import VideoStream
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stream.clock import samples_to_ns
+from stream.frames import FrameRing
+from stream.items import SAMPLE_RATE_HZ, AudioBlock, Missing, Pcm, VideoFrame
+from stream.replay import FileReplay
+from telme.errors import SourceError
+
+MS = 1_000_000
+TONE_AT_MS = 600  # silence and red before, 440 Hz and blue after
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+NO_PICTURES = Missing("not wanted")
+
+# name, sound codec, sound rate, picture codec
+SOUND_ONLY = [("a.wav", "pcm_s16le", 44_100), ("a.flac", "flac", 48_000), ("a.mp3", "libmp3lame", 44_100)]
+WITH_PICTURES = [
+    ("a.mp4", "aac", 48_000, "libx264"),
+    ("a.mov", "pcm_s16le", 44_100, "mjpeg"),
+    ("a.mkv", "flac", 16_000, "mpeg4"),
+]
+
+
+@dataclass
+class FakeClock:
+    """Time passes only in `wait`."""
+
+    time_ns: int = 5_000_000_000
+    on_wait: Callable[[], None] = lambda: None
+    waits: list[float] = field(default_factory=list)
+
+    def now_ns(self) -> int:
+        return self.time_ns
+
+    def wait(self, event: Event, timeout_s: float) -> bool:
+        self.waits.append(timeout_s)
+        self.on_wait()
+        self.time_ns += math.ceil(timeout_s * 1e9)
+        return event.is_set()
+
+
+def tone(rate_hz: int, duration_ms: int) -> Pcm:
+    """Silence, then 440 Hz from TONE_AT_MS on: int16 [S]."""
+    at = np.arange(rate_hz * duration_ms // 1000) / rate_hz
+    return np.where(at >= TONE_AT_MS / 1000, np.sin(2 * np.pi * 440 * at) * 12_000, 0).astype(np.int16)
+
+
+def write_sound(
+    container: OutputContainer, stream: AudioStream, duration_ms: int, gap_ms: tuple[int, int] = (0, 0)
+) -> None:
+    """Mux the tone. Frames whose start lies in `gap_ms` are left out, their time is not."""
+    layout = av.AudioResampler(stream.format, stream.layout, stream.rate, stream.frame_size or 1024)
+    frame = av.AudioFrame.from_ndarray(tone(stream.rate, duration_ms)[None], "s16", "mono")
+    frame.sample_rate = stream.rate
+    frame.time_base, frame.pts = Fraction(1, stream.rate), 0
+    at = 0
+    for part in [*layout.resample(frame), *layout.resample(None)]:
+        part.time_base, part.pts = Fraction(1, stream.rate), at
+        at += part.samples
+        if not gap_ms[0] <= part.pts * 1000 // stream.rate < gap_ms[1]:
+            container.mux(stream.encode(part))
+    container.mux(stream.encode(None))
+
+
+def write_pictures(container: OutputContainer, stream: VideoStream, fps: int, duration_ms: int, offset_ms: int) -> None:
+    """Mux red pictures, then blue ones from TONE_AT_MS on; the first stands at `offset_ms`."""
+    stream.width, stream.height = 320, 240
+    stream.pix_fmt = "yuvj420p" if stream.name == "mjpeg" else "yuv420p"
+    stream.codec_context.time_base = Fraction(1, 1000)
+    for number in range(fps * (duration_ms - offset_ms) // 1000):
+        at_ms = offset_ms + number * 1000 // fps
+        colour = BLUE if at_ms >= TONE_AT_MS else RED
+        frame = av.VideoFrame.from_ndarray(np.full((240, 320, 3), colour, np.uint8), "rgb24")
+        frame.time_base, frame.pts = Fraction(1, 1000), at_ms
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+
+
+def make(
+    path: Path,
+    sound: tuple[str, int] | None,
+    pictures: str | None = None,
+    *,
+    offset_ms: int = 0,
+    duration_ms: int = 1500,
+    gap_ms: tuple[int, int] = (0, 0),
+) -> Path:
+    """A media file: `sound` codec and rate, `pictures` codec. All pictures are muxed before all sound."""
+    with av.open(str(path), "w") as container:
+        audio = None
+        if sound is not None:
+            audio = container.add_stream(sound[0], rate=sound[1], layout="mono")
+        if pictures is not None:
+            video = container.add_stream(pictures, rate=25)
+            assert isinstance(video, VideoStream)
+            write_pictures(container, video, 25, duration_ms, offset_ms)
+        if audio is not None:
+            assert isinstance(audio, AudioStream)
+            write_sound(container, audio, duration_ms, gap_ms)
+    return path
+
+
+def replay(
+    path: Path, pictures: FrameRing | Missing = NO_PICTURES, **options: Any
+) -> tuple[FileReplay, list[AudioBlock]]:
+    clock = FakeClock()
+    with FileReplay(path, True, pictures, clock.now_ns, clock.wait, **options) as source:
+        return source, list(source.blocks())
+
+
+def join(blocks: list[AudioBlock]) -> Pcm:
+    return np.concatenate([block.pcm for block in blocks])
+
+
+def onset_ms(pcm: Pcm) -> float:
+    return float(np.argmax(np.abs(pcm) > 4_000)) * 1000 / SAMPLE_RATE_HZ
+
+
+def frames_of(ring: FrameRing, times_ns: list[int]) -> list[VideoFrame]:
+    found = ring.nearest(times_ns, 1_000_000_000)
+    assert isinstance(found, list)
+    return found
+
+
+def is_colour(frame: VideoFrame, colour: tuple[int, int, int]) -> bool:
+    return bool(np.abs(frame.image.mean((0, 1)) - colour).max() < 20)
+
+
+@pytest.mark.parametrize(("name", "codec", "rate_hz"), SOUND_ONLY)
+def test_sound_files_become_16_khz_mono_blocks(tmp_path: Path, name: str, codec: str, rate_hz: int) -> None:
+    source, blocks = replay(make(tmp_path / name, (codec, rate_hz)), FrameRing())
+    pcm = join(blocks)
+    assert len(pcm) == pytest.approx(1.5 * SAMPLE_RATE_HZ, abs=0.06 * SAMPLE_RATE_HZ)  # mp3 pads to whole frames
+    assert onset_ms(pcm) == pytest.approx(TONE_AT_MS, abs=2)
+    spectrum = np.abs(np.fft.rfft(pcm[-8000:]))
+    assert abs(int(spectrum.argmax()) * SAMPLE_RATE_HZ / 8000 - 440) < 4
+    assert source.pictures == Missing("the file has no pictures")
+    assert (source.overflows, source.damaged) == (0, 0)
+
+
+@pytest.mark.parametrize(("name", "codec", "rate_hz", "pictures"), WITH_PICTURES)
+@pytest.mark.parametrize("offset_ms", [0, 400])
+def test_pictures_share_the_clock_of_the_sound(
+    tmp_path: Path, name: str, codec: str, rate_hz: int, pictures: str, offset_ms: int
+) -> None:
+    ring = FrameRing(fps=25)
+    source, blocks = replay(make(tmp_path / name, (codec, rate_hz), pictures, offset_ms=offset_ms), ring)
+    start_ns = blocks[0].captured_ns
+    assert source.pictures is ring
+    assert onset_ms(join(blocks)) == pytest.approx(TONE_AT_MS, abs=2)
+    first, before, after = frames_of(
+        ring, [start_ns - 500 * MS, start_ns + (TONE_AT_MS - 30) * MS, start_ns + (TONE_AT_MS + 10) * MS]
+    )
+    assert first.captured_ns - start_ns == pytest.approx(offset_ms * MS, abs=25 * MS)  # the AAC encoder's priming
+    assert is_colour(before, RED)
+    assert is_colour(after, BLUE)
+    assert first.image.shape == (224, 224, 3)
+
+
+def test_pictures_are_in_the_ring_before_their_sound_however_the_file_is_interleaved(tmp_path: Path) -> None:
+    ring = FrameRing(fps=25)
+    clock = FakeClock()
+    path = make(tmp_path / "a.mkv", ("flac", 16_000), "mpeg4", duration_ms=2000)
+    with FileReplay(path, True, ring, clock.now_ns, clock.wait) as source:
+        for block in source.blocks():
+            end_ns = block.captured_ns + samples_to_ns(len(block.pcm))
+            newest = frames_of(ring, [end_ns])[0].captured_ns
+            assert end_ns - 40 * MS <= newest <= end_ns
+
+
+def test_the_ring_is_filled_at_its_own_rate(tmp_path: Path) -> None:
+    ring = FrameRing(fps=5)
+    replay(make(tmp_path / "a.mkv", ("flac", 16_000), "mpeg4"), ring)
+    assert len(ring) == 8  # 1.5 s
+
+
+def test_pictures_that_nobody_wants_are_not_read(tmp_path: Path) -> None:
+    source, blocks = replay(make(tmp_path / "a.mkv", ("flac", 16_000), "mpeg4"), Missing("switched off"))
+    assert source.pictures == Missing("switched off")
+    assert len(join(blocks)) == 24_000
+
+
+def test_a_cover_is_not_a_picture_of_the_speaker(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp3"
+    with av.open(str(path), "w") as container:
+        sound = container.add_stream("libmp3lame", rate=16_000, layout="mono")
+        cover = container.add_stream("png", rate=1)
+        assert isinstance(sound, AudioStream)
+        assert isinstance(cover, VideoStream)
+        cover.width = cover.height = 32
+        cover.pix_fmt = "rgb24"
+        cover.disposition = av.stream.Disposition.attached_pic
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), "rgb24")))
+        container.mux(cover.encode(None))
+        write_sound(container, sound, 500)
+    source, _ = replay(path, FrameRing())
+    assert source.pictures == Missing("the file has no pictures")
+
+
+@settings(max_examples=10, deadline=None)
+@given(duration_ms=st.integers(200, 900), rate_hz=st.sampled_from([8_000, 16_000, 22_050, 44_100, 48_000]))
+def test_blocks_are_consecutive_and_lose_nothing(
+    tmp_path_factory: pytest.TempPathFactory, duration_ms: int, rate_hz: int
+) -> None:
+    path = make(tmp_path_factory.mktemp("media") / "a.wav", ("pcm_s16le", rate_hz), duration_ms=duration_ms)
+    _, blocks = replay(path)
+    lengths = [len(block.pcm) for block in blocks]
+    assert [block.first_sample for block in blocks] == [sum(lengths[:index]) for index in range(len(lengths))]
+    assert all(length == 480 for length in lengths[:-1])
+    assert sum(lengths) == pytest.approx(duration_ms * 16, abs=2)
+    start_ns = blocks[0].captured_ns
+    assert [block.captured_ns - start_ns for block in blocks] == [samples_to_ns(block.first_sample) for block in blocks]
+
+
+def test_no_block_comes_before_its_end_when_paced(tmp_path: Path) -> None:
+    clock = FakeClock()
+    start_ns = clock.time_ns
+    with FileReplay(
+        make(tmp_path / "a.wav", ("pcm_s16le", 16_000)), False, NO_PICTURES, clock.now_ns, clock.wait
+    ) as source:
+        blocks = list(source.blocks())
+    assert blocks[0].captured_ns == start_ns
+    for block in blocks:
+        late_ns = block.arrived_ns - block.captured_ns - samples_to_ns(len(block.pcm))
+        assert 0 <= late_ns < MS
+
+
+def test_a_fast_replay_never_waits(tmp_path: Path) -> None:
+    clock = FakeClock()
+    with FileReplay(
+        make(tmp_path / "a.wav", ("pcm_s16le", 16_000)), True, NO_PICTURES, clock.now_ns, clock.wait
+    ) as source:
+        assert {block.arrived_ns for block in source.blocks()} == {clock.time_ns}
+    assert clock.waits == []
+
+
+def test_a_slow_reader_is_not_made_slower(tmp_path: Path) -> None:
+    clock = FakeClock()
+    with FileReplay(
+        make(tmp_path / "a.wav", ("pcm_s16le", 16_000)), False, NO_PICTURES, clock.now_ns, clock.wait
+    ) as source:
+        for _ in source.blocks():
+            clock.time_ns += 1_000_000_000
+    assert len(clock.waits) == 1  # the first
+
+
+def test_stop_ends_the_wait_and_the_blocks(tmp_path: Path) -> None:
+    clock = FakeClock()
+    with FileReplay(
+        make(tmp_path / "a.wav", ("pcm_s16le", 16_000)), False, NO_PICTURES, clock.now_ns, clock.wait
+    ) as source:
+        blocks = source.blocks()
+        next(blocks)
+        clock.on_wait = source.stop
+        assert list(blocks) == []
+        source.stop()
+        assert list(source.blocks()) == []
+
+
+def test_sound_missing_in_the_file_is_skipped_in_the_numbering(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.mkv", ("pcm_s16le", 16_000), gap_ms=(200, 500))
+    _, blocks = replay(path)
+    ends = [block.first_sample + len(block.pcm) for block in blocks]
+    jumps = [
+        after.first_sample - end for end, after in zip(ends, blocks[1:], strict=False) if after.first_sample != end
+    ]
+    assert len(jumps) == 1
+    assert jumps[0] == pytest.approx(300 * 16, abs=1024)
+    assert ends[-1] == pytest.approx(1500 * 16, abs=32)
+    heard = next(block for block in blocks if np.abs(block.pcm).max() > 4_000)
+    assert heard.captured_ns - blocks[0].captured_ns == pytest.approx(TONE_AT_MS * MS, abs=31 * MS)
+
+
+def test_damage_is_counted_and_said_and_the_rest_is_replayed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = make(tmp_path / "a.mp3", ("libmp3lame", 16_000), duration_ms=3000)
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 600] = np.random.default_rng(0).bytes(600)
+    path.write_bytes(data)
+    with caplog.at_level(logging.WARNING):
+        source, blocks = replay(path)
+    assert source.damaged > 0
+    assert "is damaged" in caplog.text
+    assert f"{source.damaged} damaged packets or frames were left out" in caplog.text
+    assert blocks[-1].first_sample > 2500 * 16
+
+
+def test_a_file_cut_short_ends_cleanly(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.mkv", ("flac", 16_000), "mpeg4", duration_ms=3000)
+    path.write_bytes(path.read_bytes()[:-2000])
+    _, blocks = replay(path, FrameRing())
+    assert 0 < blocks[-1].first_sample < 3000 * 16
+
+
+def bad_files(folder: Path) -> dict[str, Path]:
+    notes = folder / "notes"
+    notes.write_text("words, not media\n" * 100)
+    empty = folder / "empty.wav"
+    empty.touch()
+    return {
+        "no file": folder / "nowhere.mp4",
+        "is not a file": folder,
+        "cannot be read as media": notes,
+        "cannot be read as media (": empty,
+        "has no sound": make(folder / "silent.mp4", None, "libx264"),
+    }
+
+
+@pytest.mark.parametrize(
+    "seen", ["no file", "is not a file", "cannot be read as media", "cannot be read as media (", "has no sound"]
+)
+def test_what_cannot_be_replayed_is_said_in_one_line(tmp_path: Path, seen: str) -> None:
+    with pytest.raises(SourceError) as caught, FileReplay(bad_files(tmp_path)[seen], True, NO_PICTURES):
+        pass
+    assert seen in caught.value.seen
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_like_a_protocol_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "a.wav", ("pcm_s16le", 16_000)).rename(tmp_path / "http:a.wav")
+    monkeypatch.chdir(tmp_path)
+    assert len(join(replay(Path("http:a.wav"))[1])) == 24_000
