@@ -44,7 +44,7 @@ system-packages:
 
 $(RUN_STAMP): pyproject.toml constraints.txt | environment
 	@echo "installing telme-stream into .venv; the first time this takes minutes"
-	$(PIP_INSTALL) -e '.[capture,worker]'
+	$(PIP_INSTALL) -e '.[capture,worker,train]'
 	@touch $@
 
 $(TEST_STAMP): pyproject.toml constraints.txt | environment

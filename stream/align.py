@@ -7,8 +7,8 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.frames import FrameRing
 from stream.clock import SampleClock, samples_to_ns
+from stream.frames import FrameRing
 from stream.items import FRAMES_PER_UTTERANCE, Missing, Pcm, Span
 from telme.errors import SourceError
 

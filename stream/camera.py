@@ -25,8 +25,6 @@ from stream.frames import FrameRing, shrink
 from stream.items import Image, VideoFrame
 from telme.errors import MissingDependency, SourceError, TelmeStreamError
 
-__all__ = ["Camera", "CameraInfo", "Capture", "FrameRing", "Patience", "list_cameras", "open_capture", "shrink"]
-
 _LOG = logging.getLogger(__name__)
 _NS_PER_MS = 1_000_000
 _NS_PER_S = 1_000_000_000

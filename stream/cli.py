@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import secrets
 import sys
 import traceback
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from stream.app import run_all, run_capture, run_worker
+from stream.app import INTERRUPTED, new_session_id, run_all, run_capture, run_worker
 from stream.client import subscribe
 from stream.config import Config, load_config
 from stream.doctor import devices_report, doctor_report
@@ -22,8 +20,6 @@ from stream.items import Session
 from stream.processes import set_up_logging
 from stream.sinks import make_sink
 from telme.errors import SourceError, TelmeStreamError, UsageError
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     add_completion=False,
@@ -168,8 +164,7 @@ def _session(config: Config, file: Path | None, fast: bool, no_camera: bool) -> 
         raise UsageError("--fast without --input", "a file to replay", "add --input FILE")
     if file is not None and not file.is_file():
         raise SourceError(f"no file {file}", "a sound or video file", "check the path given to --input")
-    name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    return Session(name, file, fast, pictures=not no_camera)
+    return Session(new_session_id(), file, fast, pictures=not no_camera)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -191,3 +186,7 @@ def _complain(message: str, code: int, given: list[str]) -> int:
         traceback.print_exc()
     sys.stderr.write(f"telme-stream: error: {message}\n")
     return code
+
+
+if __name__ == "__main__":
+    main()

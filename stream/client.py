@@ -1,5 +1,7 @@
 """For Python programs that want the events.
 
+A whole subscriber:
+
     from stream.client import subscribe
 
     for event in subscribe("tcp://127.0.0.1:5556", types=["emotion"]):
@@ -31,7 +33,9 @@ def subscribe(address: str, types: Sequence[str] = ()) -> Iterator[Event]:
     """
     unknown = set(types) - set(EVENT_DATA)
     if unknown:
-        raise UsageError(f"event type {', '.join(sorted(unknown))}", f"some of {', '.join(EVENT_DATA)}", "check the types")
+        raise UsageError(
+            f"event type {', '.join(sorted(unknown))}", f"some of {', '.join(EVENT_DATA)}", "check the types"
+        )
     last: dict[str, int] = {}
     with Subscriber(address, types) as subscriber:
         while True:

@@ -22,10 +22,10 @@ def ms_to_samples(duration_ms: int) -> int:
 
 
 def iso_utc(wall_ns: int) -> str:
-    """Wall-clock nanoseconds since 1970 as ISO 8601 in UTC with milliseconds."""
+    """Wall-clock nanoseconds since 1970 as ISO 8601 in UTC with microseconds."""
     seconds, rest = divmod(wall_ns, _NS_PER_S)
     moment = datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest // 1000)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 class SampleClock:
@@ -53,10 +53,13 @@ class SampleClock:
         first, _, captured, _ = self._find(sample)
         return captured + samples_to_ns(sample - first)
 
-    def heard_ns(self, sample: int) -> int:
-        """When a sample could first be known here: its capture, or its arrival where a replay outruns the clock."""
-        first, _, captured, arrived = self._find(sample)
-        return min(captured + samples_to_ns(sample - first), arrived)
+    def heard_ns(self, end: int) -> int:
+        """When the sample before `end` could first be known here.
+
+        That is the end of its capture, or its arrival where a replay outruns the clock.
+        """
+        first, _, captured, arrived = self._find(end - 1)
+        return min(captured + samples_to_ns(end - first), arrived)
 
     def _find(self, sample: int) -> tuple[int, int, int, int]:
         for block in reversed(self._blocks):

@@ -47,6 +47,12 @@ class SegmenterConfig(Struct, frozen=True, forbid_unknown_fields=True):
     tail_ms: Natural = 200
     max_ms: Annotated[int, Meta(ge=1000)] = 15_000
 
+    def __post_init__(self) -> None:
+        """Refuse a maximum that leaves no speech between its pre-roll and its forced cut."""
+        least = self.pre_roll_ms + self.min_speech_ms + 500
+        if self.max_ms < least:
+            raise ValueError(f"max_ms {self.max_ms} is below pre_roll_ms + min_speech_ms + 500, which is {least}")
+
 
 class AsrConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """The speech recognizer. `model`: "offline", a name, a folder or a hub id; `threads` 0 leaves it to CTranslate2."""
@@ -64,7 +70,7 @@ class LinkConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     utterances: str | None = None
     events: str = "tcp://127.0.0.1:5556"
-    max_message_bytes: Positive = 16_777_216
+    max_message_bytes: Annotated[int, Meta(ge=1, le=2**31 - 1)] = 16_777_216
 
 
 class WorkerConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -92,9 +98,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     journal: JournalConfig = JournalConfig()
 
 
-def load_config(
-    file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Mapping[str, Any]]
-) -> Config:
+def load_config(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Mapping[str, Any]]) -> Config:
     """Merge the three sources over the defaults.
 
     Args:
@@ -113,12 +117,16 @@ def load_config(
     ):
         for section, keys in sections.items():
             if not isinstance(keys, Mapping):
-                raise ConfigError(f"{section!r} in {origin} is not a section", "keys in [sections]", "see README, Configuration")
+                raise ConfigError(
+                    f"{section!r} in {origin} is not a section", "keys in [sections]", "see README, Configuration"
+                )
             merged.setdefault(section, {}).update({key: value for key, value in keys.items() if value is not None})
         try:
             config = msgspec.convert(merged, Config, strict=False)
         except msgspec.ValidationError as error:
-            raise ConfigError(f"{origin}: {error}", "a key and value of the README's table", "mend or remove it") from error
+            raise ConfigError(
+                f"{origin}: {error}", "a key and value of the README's table", "mend or remove it"
+            ) from error
     return config
 
 

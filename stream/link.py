@@ -72,7 +72,9 @@ def _connect(handle: zmq.Socket[Any], address: str) -> None:
     try:
         handle.connect(address)
     except zmq.ZMQError as error:
-        raise LinkError(f"cannot connect to {address}: {error}", "an address such as tcp://HOST:5556", "check it") from error
+        raise LinkError(
+            f"cannot connect to {address}: {error}", "an address such as tcp://HOST:5556", "check it"
+        ) from error
 
 
 class CaptureLink:
@@ -279,7 +281,9 @@ class WorkerLink:
             peer, *frames = self._router.recv_multipart(copy=True)
             try:
                 if len(frames) > _MAX_FRAMES:
-                    raise WireError(f"{len(frames)} frames", f"at most {_MAX_FRAMES}", "run the same version on both sides")
+                    raise WireError(
+                        f"{len(frames)} frames", f"at most {_MAX_FRAMES}", "run the same version on both sides"
+                    )
                 message, media = decode(frames)
             except WireError as error:
                 yield error
@@ -338,5 +342,3 @@ class Subscriber:
         if len(frames) != 2:
             raise WireError(f"{len(frames)} frames on the event bus", "topic and JSON", "check the address")
         return read_event(frames[1]), frames[1]
-
-

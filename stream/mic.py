@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import soxr  # type: ignore[import-untyped]
+import soxr
 from numpy.typing import NDArray
 
 from stream.clock import samples_to_ns
@@ -221,6 +221,7 @@ class Microphone:
         config: Device and length of the queue in blocks of 30 ms.
         portaudio: The sounddevice module; None imports it when the device is opened.
         patience_s: A device that gives nothing for so long is lost.
+        start_s: The same before its first block: sound servers and Bluetooth take a second or two.
 
     Attributes:
         overflows: Times that sound was lost, because the queue was full or in PortAudio.
@@ -230,10 +231,11 @@ class Microphone:
         SourceError: On entering: no such device, several, or it does not open.
     """
 
-    def __init__(self, config: MicConfig, portaudio: Any = None, patience_s: float = 1.0) -> None:
+    def __init__(self, config: MicConfig, portaudio: Any = None, patience_s: float = 1.0, start_s: float = 5.0) -> None:
         self._config = config
         self._portaudio = portaudio
         self._patience_s = patience_s
+        self._wait_s = start_s
         self._pieces: queue.Queue[Piece | None] = queue.Queue(config.queue_blocks)
         self._stopping = Event()
         self._frames_seen = 0
@@ -268,7 +270,8 @@ class Microphone:
         """Yield what the microphone hears, about 30 ms at a time, until `stop`.
 
         Raises:
-            SourceError: The device is lost: nothing came for `patience_s`, or PortAudio ended the stream.
+            SourceError: The device is lost: nothing came for `patience_s` (at first `start_s`), or PortAudio ended the
+                stream.
         """
         while (piece := self._receive()) is not None:
             for first_sample, captured_ns, pcm in self._line.feed(piece):
@@ -278,11 +281,11 @@ class Microphone:
         if self._stopping.is_set():
             return None
         try:
-            piece = self._pieces.get(timeout=self._patience_s)
+            piece = self._pieces.get(timeout=self._wait_s)
             reason = "ended by itself"
         except queue.Empty:
             piece = None
-            reason = f"gave no sound for {self._patience_s:g} s"
+            reason = f"gave no sound for {self._wait_s:g} s"
         if self._stopping.is_set():
             return None
         if piece is None:
@@ -290,6 +293,7 @@ class Microphone:
             raise SourceError(
                 f"microphone {self._info.name!r} {reason}", "a block each 30 ms", "see whether it is still plugged in"
             )
+        self._wait_s = self._patience_s
         return piece
 
     def _open(self, info: MicrophoneInfo) -> tuple[Any, SampleLine]:

@@ -274,7 +274,8 @@ def _open(path: Path) -> InputContainer:
         raise SourceError(f"{path} is not a file", "a sound or video file", "check the path")
     try:
         # An absolute path is never taken for a protocol; a playlist must not reach out to the network.
-        return av.open(str(path.resolve()), "r", metadata_errors="replace", container_options={"protocol_whitelist": "file"})
+        options = {"protocol_whitelist": "file"}
+        return av.open(str(path.resolve()), "r", metadata_errors="replace", container_options=options)
     except (av.FFmpegError, OSError) as error:
         raise SourceError(
             f"{path} cannot be read as media ({error})", "a sound or video file", "see whether `ffprobe` reads it"

@@ -5,12 +5,15 @@ It never looks at a clock or at how the samples were cut into blocks: the same s
     silence --voiced frame--> open --voiced for min_speech--> started
     open or started --silence for hangover--> ended (or dropped when shorter than min_speech)
     started --max length--> ended, forced, at the quietest frame of the last third; the rest stays open
+
+What is voiced less than a hangover after the last voiced frame before a forced cut would have been of the same
+utterance, so it is one of its own however short it stays: a forced cut loses no words.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -33,10 +36,14 @@ Signal: TypeAlias = Started | Span
 
 @dataclass
 class _Open:
-    """An utterance in the making: its frames from `voiced_start` on, each with loudness and decision."""
+    """An utterance in the making: its frames from `voiced_start` on, each with loudness and decision.
+
+    `continues`: it follows a forced cut, so it is speech however short it stays.
+    """
 
     start: int
     voiced_start: int
+    continues: bool
     announced: bool = False
     loudness: list[float] = field(default_factory=list)
     voiced: list[bool] = field(default_factory=list)
@@ -67,6 +74,7 @@ class Segmenter:
         self._rest: Pcm = np.zeros(0, np.int16)
         self._next = 0  # first sample of the next frame
         self._floor = 0  # no span starts before this sample
+        self._continues_before = 0  # what starts before this sample continues the speech of a forced cut
         self._open: _Open | None = None
 
     def push(self, first_sample: int, pcm: Pcm) -> list[Signal]:
@@ -79,6 +87,7 @@ class Segmenter:
             signals += self.flush()
             self._rest = np.zeros(0, np.int16)
             self._next = self._floor = first_sample
+            self._continues_before = first_sample
         samples = np.concatenate((self._rest, pcm))
         whole = len(samples) - len(samples) % FRAME_SAMPLES
         for frame in samples[:whole].reshape(-1, FRAME_SAMPLES):
@@ -98,20 +107,27 @@ class Segmenter:
         if self._open is None:
             if not voiced:
                 return []
-            pre_roll = ms_to_samples(self._config.pre_roll_ms)
-            self._open = _Open(max(start - pre_roll, self._floor), start)
+            self._open = self._begin(start)
         utterance = self._open
         utterance.voiced.append(voiced)
         utterance.loudness.append(float(np.square(frame, dtype=np.float64).mean()))
-        signals: list[Signal] = []
-        if not utterance.announced and utterance.voiced_ms() >= self._config.min_speech_ms:
-            utterance.announced = True
-            signals.append(Started(utterance.voiced_start))
+        signals = self._announce(utterance)
         if utterance.silent_ms() >= self._config.hangover_ms:
             signals += self._close(utterance)
         elif self._next - utterance.start >= ms_to_samples(self._config.max_ms):
             signals += self._cut(utterance)
         return signals
+
+    def _begin(self, voiced_start: int) -> _Open:
+        start = max(voiced_start - ms_to_samples(self._config.pre_roll_ms), self._floor)
+        return _Open(start, voiced_start, continues=voiced_start < self._continues_before)
+
+    def _announce(self, utterance: _Open) -> list[Signal]:
+        certain = utterance.continues or utterance.voiced_ms() >= self._config.min_speech_ms
+        if utterance.announced or not certain:
+            return []
+        utterance.announced = True
+        return [Started(utterance.voiced_start)]
 
     def _close(self, utterance: _Open) -> list[Signal]:
         self._open = None
@@ -123,14 +139,20 @@ class Segmenter:
         return [Span(utterance.start, end, utterance.voiced_start, voiced_end, forced=False)]
 
     def _cut(self, utterance: _Open) -> list[Signal]:
-        frames = len(utterance.voiced)
-        first = frames * 2 // 3
-        quietest = first + int(np.argmin(utterance.loudness[first:]))
-        cut = utterance.voiced_start + quietest * FRAME_SAMPLES
-        head = _Open(utterance.start, utterance.voiced_start, True, [], utterance.voiced[:quietest])
-        rest = _Open(cut, cut, False, utterance.loudness[quietest:], utterance.voiced[quietest:])
-        self._floor = cut
-        self._open = rest if any(rest.voiced) else None
-        if not any(head.voiced):
+        self._open = None
+        if not utterance.announced:
             return []
-        return [Span(head.start, cut, head.voiced_start, min(head.voiced_end(), cut), forced=True)]
+        third = len(utterance.voiced) * 2 // 3
+        quietest = third + int(np.argmin(utterance.loudness[third:]))
+        cut = utterance.voiced_start + quietest * FRAME_SAMPLES
+        head = replace(utterance, voiced=utterance.voiced[:quietest])
+        self._floor = cut
+        self._continues_before = head.voiced_end() + ms_to_samples(self._config.hangover_ms)
+        signals: list[Signal] = [Span(head.start, cut, head.voiced_start, head.voiced_end(), forced=True)]
+        if True in utterance.voiced[quietest:]:
+            first = utterance.voiced.index(True, quietest)
+            self._open = self._begin(utterance.voiced_start + first * FRAME_SAMPLES)
+            self._open.voiced = utterance.voiced[first:]
+            self._open.loudness = utterance.loudness[first:]
+            signals += self._announce(self._open)
+        return signals

@@ -7,7 +7,8 @@ type `utterance` is followed by one raw frame for each buffer it describes, soun
     worker -> capture   ack
 
 Event bus (XPUB). Two frames: topic `telme.<type>.<session>`, and one CloudEvents 1.0 object as JSON, whose `data` is
-one of the structs of `EVENT_DATA`. `stream/schema/event-1.json` is its JSON Schema.
+one of the structs of `EVENT_DATA`. `stream/schema/event-1.json` is its JSON Schema; after a change here,
+`python -m stream.wire > stream/schema/event-1.json` writes it anew.
 
 Times named `*_ns` without `heard`/`asr`/`sent`/`decided` are session time: nanoseconds from the first sample. The
 others are monotonic nanoseconds of the machine `clock_id`; they mean nothing on another one.
@@ -15,6 +16,10 @@ others are monotonic nanoseconds of the machine `clock_id`; they mean nothing on
 
 from __future__ import annotations
 
+import json as json_text
+import math
+import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -29,7 +34,8 @@ from telme.errors import WireError
 PROTOCOL = 1
 TOPIC_ROOT = "telme"
 
-Count = Annotated[int, Meta(ge=0)]
+# 63 bits: what SQLite and a calendar of nanoseconds hold.
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 SessionId = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
 Frame: TypeAlias = bytes | bytearray | memoryview
 
@@ -112,7 +118,18 @@ class Ack(Header, frozen=True, tag="ack"):
 Message: TypeAlias = Hello | Utterance | Report | Ack
 Media: TypeAlias = NDArray[np.int16] | NDArray[np.uint8] | Absent
 
+# Kind, dtype and dimensions of an Utterance's buffers.
+_SHAPED = (("sound", "int16", 1), ("pictures", "uint8", 4))
+
 _header_decoder = msgspec.msgpack.Decoder(Message)
+# What msgspec raises on bytes that are no message; text that is not UTF-8 is a plain ValueError.
+_UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+
+
+class _AnyHeader(Struct):
+    """What every protocol's header holds."""
+
+    protocol: int
 
 
 def encode(message: Message, media: Sequence[Media] = ()) -> list[Frame]:
@@ -122,7 +139,7 @@ def encode(message: Message, media: Sequence[Media] = ()) -> list[Frame]:
         message: The header. For an Utterance, its `audio` and `video` must describe `media`.
         media: Sound and pictures of an Utterance, in this order; Absent ones send no frame.
     """
-    buffers = [memoryview(np.ascontiguousarray(item)).cast("B") for item in media if not isinstance(item, Absent)]
+    buffers = [np.ascontiguousarray(item).data.cast("B") for item in media if not isinstance(item, Absent)]
     return [msgspec.msgpack.encode(message), *buffers]
 
 
@@ -144,46 +161,51 @@ def decode(frames: Sequence[Frame]) -> tuple[Message, tuple[Media, ...]]:
     """
     if not frames:
         raise _bad("a message of no frames")
+    _check_protocol(frames[0])
     try:
         header = _header_decoder.decode(frames[0])
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise _bad(f"a header that does not decode: {error}") from error
-    if header.protocol != PROTOCOL:
-        raise _bad(f"protocol {header.protocol}")
     wanted = (header.audio, header.video) if isinstance(header, Utterance) else ()
     buffers = list(frames[1:])
-    media = tuple(_take(buffer, buffers) for buffer in wanted)
+    media = tuple(_take(buffer, shaped, buffers) for buffer, shaped in zip(wanted, _SHAPED, strict=False))
     if buffers:
         raise _bad(f"{len(buffers)} frames more than the header describes")
-    if isinstance(header, Utterance):
-        _check_media(media)
     return header, media
 
 
-def _take(wanted: Buffer | Absent, buffers: list[Frame]) -> Media:
+def _check_protocol(frame: Frame) -> None:
+    """Another protocol is named as such, not by the first of its fields that is unknown here."""
+    try:
+        protocol = msgspec.msgpack.decode(frame, type=_AnyHeader).protocol
+    except _UNREADABLE:
+        return  # the full decoding says what is wrong
+    if protocol != PROTOCOL:
+        raise _bad(f"protocol {protocol}")
+
+
+def _take(wanted: Buffer | Absent, shaped: tuple[str, str, int], buffers: list[Frame]) -> Media:
+    """The next frame as the header describes it, which must be as `shaped`: kind, dtype, dimensions."""
     if isinstance(wanted, Absent):
         return wanted
+    kind, dtype, dimensions = shaped
+    if wanted.dtype != dtype or len(wanted.shape) != dimensions or 0 in wanted.shape:
+        raise _bad(f"{kind} of {wanted.dtype} {list(wanted.shape)}, not {dtype} in {dimensions} dimensions")
     if not buffers:
-        raise _bad(f"no frame for a buffer of shape {wanted.shape}")
+        raise _bad(f"no frame for the {kind} of shape {list(wanted.shape)}")
     raw = memoryview(buffers.pop(0))
-    dtype = np.dtype(wanted.dtype)
-    size = int(np.prod(wanted.shape, dtype=object)) * dtype.itemsize
+    size = math.prod(wanted.shape) * np.dtype(dtype).itemsize
     if raw.nbytes != size:
-        raise _bad(f"a frame of {raw.nbytes} bytes for {wanted.dtype} {list(wanted.shape)}, which has {size}")
+        raise _bad(f"{kind} of {raw.nbytes} bytes for {dtype} {list(wanted.shape)}, which has {size}")
     view: NDArray[Any] = np.frombuffer(raw, dtype=dtype).reshape(wanted.shape)
     return view
 
 
-def _check_media(media: tuple[Media, ...]) -> None:
-    audio, video = media
-    if not isinstance(audio, Absent) and (audio.dtype != np.int16 or audio.ndim != 1 or not audio.size):
-        raise _bad(f"sound of {audio.dtype} {list(audio.shape)}, not int16 [S]")
-    if not isinstance(video, Absent) and (video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3):
-        raise _bad(f"pictures of {video.dtype} {list(video.shape)}, not uint8 [F, H, W, 3]")
-
-
 def _bad(seen: str) -> WireError:
-    return WireError(seen, f"a message of protocol {PROTOCOL}", "run the same version on both sides")
+    # What a peer sent may be long; the error goes into a log line and an event.
+    return WireError(
+        textwrap.shorten(seen, 300), f"a message of protocol {PROTOCOL}", "run the same version on both sides"
+    )
 
 
 # --------------------------------------------------------------------------------------------------- event bus
@@ -396,7 +418,7 @@ def read_event(json: bytes) -> Event:
     """
     try:
         return _event_decoder.decode(json)
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise _bad(f"an event that does not decode: {error}") from error
 
 
@@ -422,7 +444,7 @@ def _payload(event_type: str, raw: msgspec.Raw, decode_as: Any) -> EventData:
         raise _bad(f"an event of type {event_type!r}")
     try:
         data: EventData = decode_as(raw, type=EVENT_DATA[event_type])
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise _bad(f"a {event_type} event whose data does not decode: {error}") from error
     return data
 
@@ -449,3 +471,12 @@ def event_schema() -> dict[str, Any]:
         "allOf": cases,
         "$defs": components,
     }
+
+
+def schema_text() -> str:
+    """`stream/schema/event-1.json`."""
+    return json_text.dumps(event_schema(), indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(schema_text())

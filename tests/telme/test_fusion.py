@@ -126,7 +126,8 @@ def _silence(layer: torch.nn.Linear) -> None:
 def test_gradients_are_finite_where_students_are_absent() -> None:
     fusion = fusion_in(CLEAN).train().requires_grad_(True)
     present = torch.tensor([[True, True], [True, False], [False, True], [False, False]])
-    functional.cross_entropy(fusion(TEXT, AUDIO, VIDEO, present).logits, torch.arange(4)).backward()
+    loss = functional.cross_entropy(fusion(TEXT, AUDIO, VIDEO, present).logits, torch.arange(4))
+    loss.backward()  # type: ignore[no-untyped-call]
     assert all(parameter.grad.isfinite().all() for parameter in fusion.parameters() if parameter.grad is not None)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -52,7 +54,7 @@ def test_every_difference_is_named_and_nothing_is_loaded(part: Part) -> None:
     weights = checkpoint(part)
     network = NETWORKS[part](tiny.config())
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    lost, bent = list(before)[0], list(before)[-1]
+    lost, *_, bent = before
     del weights[lost]
     weights[bent] = torch.zeros(2, 3)
     weights["stranger.weight"] = torch.zeros(1)
@@ -83,3 +85,33 @@ def test_the_mask_vector_loads_only_where_there_is_one(masking: float) -> None:
     own = network.state_dict()
     assert ("model.masked_spec_embed" in own) == (masking > 0)
     assert masking == 0 or bool((own["model.masked_spec_embed"] == 2).all())
+
+
+FULL_SIZE: dict[str, Any] = {
+    "text_config": {
+        "model_type": "roberta",
+        "vocab_size": 50265 + 9,
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+        "max_position_embeddings": 514,
+        "type_vocab_size": 1,
+    },
+    "audio_config": {"model_type": "data2vec-audio"},
+    "video_config": {"model_type": "timesformer"},
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "millions"), [("teacher", 355.4), ("audio", 93.2), ("video", 121.3), ("fusion", 12.4)]
+)
+def test_full_size_networks_have_the_published_sizes(part: Part, millions: float) -> None:
+    with torch.device("meta"):
+        network = NETWORKS[part](tiny.config(**FULL_SIZE))
+    sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
+    if part == "teacher":
+        # The published figure is roberta-large's own: with its pooler, without speaker tokens and heads.
+        backbone = sum(size for name, size in sizes.items() if name.startswith("text_model."))
+        sizes = {"backbone": backbone, "pooler": 1024 * 1025, "speaker tokens": -9 * 1024}
+    assert sum(sizes.values()) == pytest.approx(millions * 1e6, abs=0.05e6)

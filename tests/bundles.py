@@ -1,0 +1,60 @@
+"""A bundle of toy size with random weights, for tests that need a whole model but not a good one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from telme.bundle import save_bundle
+from telme.config import TelmeConfig
+from telme.dialogue import SPEAKER_TOKENS
+from telme.models import TextTeacher
+
+_WORDS = "now feels hello there i am so happy sad the a you what is it no yes . , ! ? '".split()
+_LETTERS = [letter for base in "abcdefghijklmnopqrstuvwxyz0123456789" for letter in (base, f"##{base}")]
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A lower-case word-piece tokenizer over a few words and all letters, with TelME's tokens."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {token: index for index, token in enumerate([*special, *_WORDS, *_LETTERS])}
+    raw = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    raw.normalizer = normalizers.BertNormalizer(lowercase=True)
+    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": list(SPEAKER_TOKENS)})
+    return tokenizer
+
+
+def tiny_config(vocabulary_size: int) -> TelmeConfig:
+    """Two layers of 32."""
+    backbone = {
+        "model_type": "bert",
+        "vocab_size": vocabulary_size,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 128,
+        "pad_token_id": 0,
+    }
+    return TelmeConfig(text_config=backbone, max_prompt_tokens=96, max_turns=24)
+
+
+def make_tiny_bundle(folder: Path) -> Path:
+    """Write the bundle and return its folder."""
+    tokenizer = tiny_tokenizer()
+    config = tiny_config(len(tokenizer))
+    torch.manual_seed(7)
+    save_bundle(folder, config, TextTeacher(config), tokenizer, "# A toy for tests: random weights.\n")
+    return folder

@@ -1,0 +1,203 @@
+"""Real devices for the live tests: a virtual microphone (PulseAudio) and a camera on the network (ffmpeg).
+
+Everything runs in user space, in private folders and on the loopback; each fixture ends what it started, and skips with
+the names of the Debian packages that are missing. PortAudio reads its environment once, when it is loaded, so the
+microphone is recorded by a child process: `python -m tests.live OUT.npy [only-48k-stereo]`.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import wave
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stream.config import MicConfig
+from stream.items import SAMPLE_RATE_HZ, Pcm
+from stream.mic import Microphone
+
+DEADLINE_S = 60.0
+LOUD = 1_000  # of 32767
+_PULSE_MODULES = (
+    "module-native-protocol-unix",
+    "module-null-sink sink_name=virt rate=48000 channels=2",
+    "module-remap-source source_name=virtmic master=virt.monitor",
+)
+_ASOUNDRC = "pcm.!default { type pulse }\nctl.!default { type pulse }\n"
+
+
+def eventually(holds: Callable[[], bool], what: str) -> None:
+    """Poll until `holds`, or fail after a deadline, saying `what` did not come true."""
+    end = time.monotonic() + DEADLINE_S
+    while not holds():
+        assert time.monotonic() < end, f"{what}: not within {DEADLINE_S:g} s"
+        Event().wait(0.02)
+
+
+def require(**packages: bool) -> None:
+    """Skip the test, naming the Debian packages that are not there (`_` stands for `-`)."""
+    missing = [name.replace("_", "-") for name, is_there in packages.items() if not is_there]
+    if missing:
+        pytest.skip(f"needs: apt-get install {' '.join(missing)}")
+
+
+def end_process(process: subprocess.Popen[Any]) -> None:
+    """Terminate a child, kill it if it does not listen, and reap it."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    process.wait(DEADLINE_S)
+
+
+# --- microphone
+
+
+@dataclass(frozen=True)
+class VirtualMicrophone:
+    """A sound server of our own: what is played to it is what its default microphone hears."""
+
+    environment: dict[str, str]
+    folder: Path
+
+    def record_while_playing(self, pcm: Pcm, rate_hz: int, *options: str) -> Pcm:
+        """Play `pcm` with paplay and return the 2 s that a child's Microphone hears once it is loud: 16 kHz mono."""
+        sound, heard = self.folder / "played.wav", self.folder / "heard.npy"
+        with wave.open(str(sound), "wb") as file:
+            file.setparams((1, 2, rate_hz, 0, "NONE", ""))
+            file.writeframes(pcm.tobytes())
+        command = [sys.executable, "-m", "tests.live", str(heard), *options]
+        with ExitStack() as stack:
+            player = subprocess.Popen(["paplay", "--device=virt", str(sound)], env=self.environment)
+            stack.callback(end_process, player)
+            subprocess.run(command, env=self.environment, check=True, timeout=DEADLINE_S)
+        return np.asarray(np.load(heard), np.int16)
+
+
+@pytest.fixture(scope="session")
+def virtual_microphone() -> Iterator[VirtualMicrophone]:
+    """PulseAudio with a null sink whose monitor is the default microphone, seen by PortAudio through ALSA."""
+    require(
+        pulseaudio=shutil.which("pulseaudio") is not None,
+        pulseaudio_utils=shutil.which("pactl") is not None and shutil.which("paplay") is not None,
+        libasound2_plugins=any(Path("/usr/lib").glob("**/alsa-lib/libasound_module_pcm_pulse.so")),
+        libportaudio2=ctypes.util.find_library("portaudio") is not None,
+    )
+    with ExitStack() as stack:
+        # Not pytest's tmp_path: the path of a socket may have 107 bytes only.
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pulse-")))
+        (folder / ".asoundrc").write_text(_ASOUNDRC)
+        foreign = ("PULSE_", "ALSA_", "DBUS_", "XDG_")
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
+        environment |= {"HOME": str(folder), "XDG_RUNTIME_DIR": str(folder), "PULSE_RUNTIME_PATH": str(folder / "run")}
+        log = stack.enter_context((folder / "pulseaudio.log").open("wb"))
+        command = ["pulseaudio", "-n", "--daemonize=no", "--exit-idle-time=-1", "--use-pid-file=no", "--disable-shm"]
+        for module in _PULSE_MODULES:
+            command += ["-L", module]
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        stack.callback(end_process, server)
+        ask = ["pactl", "set-default-source", "virtmic"]
+        eventually(
+            lambda: subprocess.run(ask, env=environment, capture_output=True, check=False).returncode == 0,
+            "PulseAudio answers",
+        )
+        yield VirtualMicrophone(environment, folder)
+
+
+class _Only48kStereo:
+    """The real sounddevice, as it is with a sound card that has one format: ALSA's pulse plug-in would take any."""
+
+    def __init__(self, sounddevice: ModuleType) -> None:
+        self._sounddevice = sounddevice
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sounddevice, name)
+
+    def query_devices(self) -> list[dict[str, Any]]:
+        return [{**device, "default_samplerate": 48_000.0} for device in self._sounddevice.query_devices()]
+
+    def check_input_settings(self, **settings: Any) -> None:
+        if (settings["samplerate"], settings["channels"]) != (48_000, 2):
+            raise self._sounddevice.PortAudioError("Invalid sample rate")
+        self._sounddevice.check_input_settings(**settings)
+
+
+def record(out: Path, only_48k_stereo: bool) -> None:
+    """Record the default microphone until 2 s have come since it became loud, and save those."""
+    import sounddevice
+
+    portaudio = _Only48kStereo(sounddevice) if only_48k_stereo else None
+    heard: list[Pcm] = []
+    with Microphone(MicConfig(), portaudio) as mic:
+        for block in mic.blocks():
+            if heard or np.abs(block.pcm.astype(int)).max() > LOUD:
+                heard.append(block.pcm)
+            if sum(map(len, heard)) >= 2 * SAMPLE_RATE_HZ:
+                break
+    np.save(out, np.concatenate(heard))
+
+
+# --- camera
+
+
+class MjpegServer:
+    """ffmpeg drawing one colour and serving it as MJPEG over HTTP to the first client."""
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port: int = probe.getsockname()[1]
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"http://127.0.0.1:{self._port}/camera.mjpg"
+
+    def start(self, colour: str) -> None:
+        """Serve that colour, one of ffmpeg's names, at 25 pictures per second; return when it can be opened."""
+        command = ["ffmpeg", "-nostdin", "-loglevel", "quiet", "-re", "-f", "lavfi", "-i"]
+        command += [f"color=c={colour}:s=320x240:r=25", "-c:v", "mjpeg", "-f", "mpjpeg", "-listen", "1", self.url]
+        self._process = subprocess.Popen(command)
+        eventually(self._is_up, "ffmpeg serves")
+
+    def stop(self) -> None:
+        """End the stream, as a camera does whose cable is pulled."""
+        if self._process is not None:
+            self._process.kill()
+            end_process(self._process)
+            self._process = None
+
+    def _is_up(self) -> bool:
+        # Not asked by connecting: ffmpeg serves one client only, and a waiting camera may already be that one.
+        sockets = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines())
+        states = {fields[3] for fields in sockets if fields[1] == f"0100007F:{self._port:04X}"}
+        return bool(states & {"0A", "01"})  # LISTEN, ESTABLISHED
+
+
+@pytest.fixture
+def mjpeg_server() -> Iterator[MjpegServer]:
+    """A camera on the network, not yet started."""
+    require(ffmpeg=shutil.which("ffmpeg") is not None)
+    server = MjpegServer()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+if __name__ == "__main__":
+    record(Path(sys.argv[1]), "only-48k-stereo" in sys.argv[2:])

@@ -1,0 +1,132 @@
+"""What a user types wrong, and what the command says: one line, the right exit code, no traceback."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from telme.bundle import bundle_path
+
+COMMAND = (sys.executable, "-m", "stream.cli")
+DEADLINE_S = 120
+
+
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=DEADLINE_S, cwd=cwd, check=False)
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *says: str) -> None:
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    for words in ("telme-stream: error:", *says):
+        assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def silent_film(tmp_path: Path) -> Path:
+    """A file with pictures and no sound."""
+    path = tmp_path / "silent.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for _ in range(5):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        yield int(holder.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--nonsense"], ["--nonsense"]),
+        (["--events", "xml", "--input", __file__], ["--events xml", "console, jsonl"]),
+        (["--fast"], ["--fast without --input"]),
+        (["wach"], ["wach"]),
+        (["--config", "none.toml"], ["none.toml"]),
+    ],
+)
+def test_usage_errors(arguments: list[str], says: list[str]) -> None:
+    assert_one_line(run(*arguments), 2, *says)
+
+
+def test_an_unknown_key_in_the_configuration_is_named(tmp_path: Path) -> None:
+    config = tmp_path / "telme.toml"
+    config.write_text("[segmenter]\nhangovr_ms = 300\n", encoding="utf-8")
+    assert_one_line(run("--config", str(config)), 2, "hangovr_ms", "telme.toml")
+
+
+def test_a_missing_file() -> None:
+    assert_one_line(run("--input", "nowhere.wav"), 1, "no file nowhere.wav", "--input")
+
+
+def test_a_file_without_sound(silent_film: Path) -> None:
+    done = run("--input", str(silent_film), "--events-address", "tcp://127.0.0.1:*")
+    assert_one_line(done, 1, "no sound")
+
+
+def test_a_file_that_is_no_media(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("not a film", encoding="utf-8")
+    assert_one_line(run("--input", str(path), "--events-address", "tcp://127.0.0.1:*"), 1, "notes.txt")
+
+
+def test_a_port_in_use(taken_port: int) -> None:
+    done = run("--input", __file__, "--events-address", f"tcp://127.0.0.1:{taken_port}")
+    assert_one_line(done, 1, str(taken_port), "--events-address")
+
+
+def test_a_bundle_that_lacks_a_file(tmp_path: Path) -> None:
+    bundle = tmp_path / "half"
+    bundle.mkdir()
+    for item in bundle_path("compact").iterdir():
+        if item.name != "tokenizer.json":
+            (bundle / item.name).symlink_to(item)
+    done = run("--input", __file__, "--bundle", str(bundle), "--events-address", "tcp://127.0.0.1:*")
+    assert_one_line(done, 1, "half lacks tokenizer.json")
+
+
+def test_an_unknown_microphone_or_no_microphone_at_all() -> None:
+    done = run("--mic", "no such microphone", "--events-address", "tcp://127.0.0.1:*")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    complaint = done.stderr.splitlines()[-1]  # PortAudio's own notes may stand before it
+    assert complaint.startswith("telme-stream: error:")
+    assert "no such microphone" in complaint or "libportaudio2" in complaint
+
+
+def test_a_whisper_model_that_cannot_be_had_is_not_swapped(tmp_path: Path) -> None:
+    folder = tmp_path / "whisper"
+    folder.mkdir()
+    done = run("--input", __file__, "--asr-model", str(folder), "--events-address", "tcp://127.0.0.1:*")
+    assert_one_line(done, 1, "Whisper model", "--asr-model offline")
+
+
+def test_debug_shows_the_traceback() -> None:
+    done = run("--input", "nowhere.wav", "--debug")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_version_and_help() -> None:
+    assert run("--version").stdout.startswith("telme-stream 0.")
+    shown = run("--help").stdout
+    for flag in ("--camera", "--no-camera", "--mic", "--input", "--fast", "--events", "devices", "doctor", "watch"):
+        assert flag in shown
