@@ -193,7 +193,8 @@ class SinkThread:
                     if received and self._take(*received):
                         return
         except BrokenPipeError:
-            sys.stderr.close()
+            # Nobody reads any more; what is still in Python's buffer must go somewhere at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             self._interrupts.request()
         except (LinkError, WireError) as error:
             _log.error("sink: %s", error)

@@ -80,8 +80,13 @@ def run(config: Config, session: Session, folder: Path, control: Control) -> Non
             AsrThread(transcriber, config.asr, Sender(link, reporter, hello), waits=session.file is not None)
         )
         threading.Thread(target=_stop_on_word, args=(control, source), name="control", daemon=True).start()
+        devices = opened_devices(config, session, camera)
+        for kind, name in devices:
+            reporter(wire.Device(kind, name, "opened"))
         listen(Ears(config, source, frames), reporter, asr, camera)
         asr.drain(ASR_DRAIN_DEADLINE_S)
+        for kind, name in devices:
+            reporter(wire.Device(kind, name, "ended"))
         if unanswered := link.wait_answered(ANSWER_DEADLINE_S):
             _log.error("the worker has not answered %d utterances; they stay in %s", unanswered, folder)
 
@@ -111,6 +116,15 @@ def open_source(
         return stack.enter_context(Microphone(config.mic)), Missing("no camera was asked for (--camera)"), None
     camera = stack.enter_context(Camera(config.camera))
     return stack.enter_context(Microphone(config.mic)), camera.ring, camera
+
+
+def opened_devices(config: Config, session: Session, camera: Camera | None) -> list[tuple[wire.DeviceKind, str]]:
+    """Kind and name of what the session listens to and looks at."""
+    if session.file is not None:
+        return [("file", session.file.name)]
+    microphone = "default" if config.mic.device is None else str(config.mic.device)
+    eyes: list[tuple[wire.DeviceKind, str]] = [] if camera is None else [("camera", str(config.camera.source))]
+    return [("microphone", microphone), *eyes]
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,14 @@ class _Store:
         self._path = path
         with self._mapped():
             self._database = sqlite3.connect(path, isolation_level=None)
-            # WAL with NORMAL survives the death of the process at any instant.
-            self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute("PRAGMA synchronous=NORMAL")
-            self._database.executescript(self._SCHEMA)
+            try:
+                # WAL with NORMAL survives the death of the process at any instant.
+                self._database.execute("PRAGMA journal_mode=WAL")
+                self._database.execute("PRAGMA synchronous=NORMAL")
+                self._database.executescript(self._SCHEMA)
+            except sqlite3.Error:
+                self._database.close()
+                raise
 
     def __enter__(self) -> Self:
         return self
@@ -53,16 +57,27 @@ class _Store:
             return cursor.fetchall()
 
 
+@dataclass(frozen=True)
+class Kept:
+    """An utterance in the Outbox, as frames. `position` grows with each one that was put."""
+
+    position: int
+    session: str
+    seq: int
+    frames: list[bytes]
+
+
 class Outbox(_Store):
-    """Utterances sent but not yet answered."""
+    """Utterances not yet answered, in the order they were put."""
 
     _SCHEMA = """CREATE TABLE IF NOT EXISTS outbox (
-        session TEXT, seq INTEGER, frames BLOB NOT NULL, PRIMARY KEY (session, seq))"""
+        position INTEGER PRIMARY KEY AUTOINCREMENT, session TEXT NOT NULL, seq INTEGER NOT NULL,
+        frames BLOB NOT NULL, UNIQUE (session, seq))"""
 
     def put(self, session: str, seq: int, frames: Sequence[Frame]) -> None:
         """Keep an utterance until it is answered."""
         packed = msgspec.msgpack.encode([bytes(frame) for frame in frames])
-        self._rows("INSERT OR REPLACE INTO outbox VALUES (?, ?, ?)", (session, seq, packed))
+        self._rows("INSERT OR REPLACE INTO outbox (session, seq, frames) VALUES (?, ?, ?)", (session, seq, packed))
 
     def answered(self, session: str, seq: int) -> None:
         """Forget an utterance."""
@@ -73,10 +88,16 @@ class Outbox(_Store):
         count: int = self._rows("SELECT count(*) FROM outbox")[0][0]
         return count
 
-    def waiting(self) -> Iterator[list[bytes]]:
-        """Frames of each utterance that waits, in order."""
-        for (packed,) in self._rows("SELECT frames FROM outbox ORDER BY session, seq"):
-            yield msgspec.msgpack.decode(packed, type=list[bytes])
+    def after(self, position: int, limit: int) -> list[Kept]:
+        """The next utterances behind a position, at most so many; position 0 is before the first."""
+        rows = self._rows(
+            "SELECT position, session, seq, frames FROM outbox WHERE position > ? ORDER BY position LIMIT ?",
+            (position, limit),
+        )
+        return [
+            Kept(place, session, seq, msgspec.msgpack.decode(packed, type=list[bytes]))
+            for place, session, seq, packed in rows
+        ]
 
 
 @dataclass(frozen=True)
@@ -116,11 +137,12 @@ class EventStore(_Store):
         self._rows("BEGIN")
         try:
             yield
+            self._rows("COMMIT")
         except BaseException:
-            self._rows("ROLLBACK")
             self.last_seq = before
+            if self._database.in_transaction:  # SQLite ends it by itself when the disk is full
+                self._rows("ROLLBACK")
             raise
-        self._rows("COMMIT")
 
     def add(
         self,

@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -42,9 +44,18 @@ _log = logging.getLogger(__name__)
 _RECONNECT_MS = 50
 _GREETED = zmq.EVENT_HANDSHAKE_SUCCEEDED
 _PARTED = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+# A connection that is not there after this is tried anew: a host name that does not resolve gives no event.
+_GREETING_DEADLINE_S = 5.0
+# A peer whose machine lost its power or network is noticed within twice this.
+_HEARTBEAT_MS = 5000
+_POLL_MS = 500
+# Utterances on their way at a time; the others wait in the outbox, so that a slow worker fills no memory.
+_WINDOW = 16
 # Reports kept for a worker that is away; older ones are dropped, utterances never.
 _MAX_REPORTS_HELD = 1000
 _MAX_FRAMES = 3  # header, sound, pictures
+# Messages handled before the worker looks at its clock and its supervisor again.
+_MAX_TURN = 64
 # Events a slow subscriber may lag behind before it loses its own.
 _SUBSCRIBER_HIGH_WATER = 1000
 
@@ -53,6 +64,7 @@ def _options(handle: zmq.Socket[Any], max_message_bytes: int) -> None:
     handle.setsockopt(zmq.LINGER, 0)
     handle.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
     handle.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+    handle.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
 
 
 def _bind(handle: zmq.Socket[Any], address: str) -> str:
@@ -84,7 +96,7 @@ class CaptureLink:
         address: Where the worker listens.
         hello: Said at every (re)connect.
         outbox: File of the Outbox.
-        max_message_bytes: Larger incoming frames are refused.
+        max_message_bytes: Larger frames are refused, both ways.
     """
 
     def __init__(self, address: str, hello: Hello, outbox: Path, max_message_bytes: int) -> None:
@@ -92,10 +104,11 @@ class CaptureLink:
         self._hello = hello
         self._outbox_path = outbox
         self._max_message_bytes = max_message_bytes
-        self._queue: deque[tuple[Message, Sequence[Media]]] = deque()
+        self._queue: deque[tuple[Message, list[Frame]]] = deque()
         self._held: deque[list[Frame]] = deque(maxlen=_MAX_REPORTS_HELD)
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_receiver.setblocking(False)
+        self._wake_sender.setblocking(False)
         self._stop = threading.Event()
         self._changed = threading.Condition()
         self._unanswered = 0
@@ -117,17 +130,28 @@ class CaptureLink:
 
     @property
     def unanswered(self) -> int:
-        """Utterances given to `send` whose answer has not come."""
+        """Utterances whose answer has not come."""
         return self._unanswered
 
     def send(self, message: Message, media: Sequence[Media] = ()) -> None:
-        """Send soon. An Utterance is journalled first and sent again until it is answered."""
+        """Send soon. An Utterance is journalled first and sent again until it is answered.
+
+        Raises:
+            LinkError: The message is too large, or the link has stopped; says why.
+        """
         if self._failure is not None:
             raise LinkError(f"the link stopped: {self._failure}", "a running link", "see the log") from self._failure
-        if isinstance(message, Utterance):
-            with self._changed:
-                self._unanswered += 1
-        self._queue.append((message, media))
+        frames = encode(message, media)
+        largest = max(len(frame) for frame in frames)
+        if largest > self._max_message_bytes:
+            raise LinkError(
+                f"a message of {largest} bytes",
+                f"at most {self._max_message_bytes} (link.max_message_bytes)",
+                "raise it on both sides",
+            )
+        with self._changed:
+            self._unanswered += isinstance(message, Utterance)
+            self._queue.append((message, frames))
         self._wake()
 
     def wait_answered(self, timeout_s: float) -> int:
@@ -137,17 +161,19 @@ class CaptureLink:
             return self._unanswered
 
     def _wake(self) -> None:
-        self._wake_sender.send(b"!")
+        with suppress(BlockingIOError):  # full of wake-ups that the thread has not taken yet
+            self._wake_sender.send(b"!")
 
     def _main(self) -> None:
         try:
             with Outbox(self._outbox_path) as outbox, zmq.Context() as context:
+                self._count(outbox)
                 while not self._stop.is_set():
                     with context.socket(zmq.DEALER) as dealer:
                         self._converse(dealer, outbox)
-                    self._take_queued(outbox, None)
+                    self._take_queued(outbox)
                     self._stop.wait(_RECONNECT_MS / 1000)
-        except TelmeStreamError as error:
+        except (TelmeStreamError, zmq.ZMQError) as error:
             _log.error("link: %s", error)
             with self._changed:
                 self._failure = error
@@ -165,51 +191,87 @@ class CaptureLink:
         poller = zmq.Poller()
         for handle in (dealer, monitor, self._wake_receiver):
             poller.register(handle, zmq.POLLIN)
-        _connect(dealer, self._address)
-        greeted = parted = False
+        flight: _Flight | None = None
+        deadline_s = time.monotonic() + _GREETING_DEADLINE_S
+        parted = False
         try:
+            _connect(dealer, self._address)
             while not parted and not (self._stop.is_set() and not self._queue):
-                ready = dict(poller.poll())
+                ready = dict(poller.poll(None if flight else _POLL_MS))
                 if monitor in ready:
                     happened = recv_monitor_message(monitor)["event"]
                     parted = bool(happened & _PARTED)
                     if happened & _GREETED:
-                        greeted = True
-                        for frames in (encode(self._hello), *outbox.waiting(), *self._held):
-                            dealer.send_multipart(frames)
-                        self._held.clear()
-                if dealer in ready:
-                    self._receive(dealer, outbox)
+                        flight = _Flight(dealer, outbox)
+                        parted = not flight.pass_on(deque([encode(self._hello)]))
+                if dealer in ready and flight and flight.take_ack():
+                    self._count(outbox)
                 if self._wake_receiver.fileno() in ready:
                     self._wake_receiver.recv(4096)
-                self._take_queued(outbox, dealer if greeted else None)
+                self._take_queued(outbox)
+                late = flight is None and time.monotonic() >= deadline_s
+                parted = parted or late or (flight is not None and not flight.pass_on(self._held))
         finally:
             dealer.disable_monitor()
-            dealer.setsockopt(zmq.LINGER, 1000 if greeted and not parted else 0)
+            monitor.close()
+            dealer.setsockopt(zmq.LINGER, 1000 if flight and not parted else 0)
 
-    def _take_queued(self, outbox: Outbox, dealer: zmq.Socket[bytes] | None) -> None:
-        """Journal what was given to `send`, and pass it on where there is a peer."""
+    def _take_queued(self, outbox: Outbox) -> None:
+        """Journal the utterances given to `send`; hold the rest until there is a peer."""
         while self._queue:
-            message, media = self._queue.popleft()
-            frames = encode(message, media)
+            message, frames = self._queue.popleft()
             if isinstance(message, Utterance):
                 outbox.put(message.session, message.seq, frames)
-            elif dealer is None:
+            else:
                 self._held.append(frames)
-            if dealer is not None:
-                dealer.send_multipart(frames)
 
-    def _receive(self, dealer: zmq.Socket[bytes], outbox: Outbox) -> None:
+    def _count(self, outbox: Outbox) -> None:
+        with self._changed:
+            queued = sum(isinstance(message, Utterance) for message, _ in self._queue)
+            self._unanswered = outbox.pending() + queued
+            self._changed.notify_all()
+
+
+class _Flight:
+    """What is on its way over one connection.
+
+    Never waits in ZeroMQ: a DEALER whose peer has just gone would wait for another one for ever.
+    """
+
+    def __init__(self, dealer: zmq.Socket[bytes], outbox: Outbox) -> None:
+        self._dealer = dealer
+        self._outbox = outbox
+        self._position = 0
+        self._airborne: set[tuple[str, int]] = set()
+
+    def pass_on(self, reports: deque[list[Frame]]) -> bool:
+        """Send the reports, and utterances as far as the window allows; False when the peer is gone."""
         try:
-            message, _ = decode(dealer.recv_multipart())
+            while reports:
+                self._dealer.send_multipart(reports[0], zmq.NOBLOCK)
+                reports.popleft()
+            for kept in self._outbox.after(self._position, max(_WINDOW - len(self._airborne), 0)):
+                self._dealer.send_multipart(kept.frames, zmq.NOBLOCK)
+                self._position = kept.position
+                self._airborne.add((kept.session, kept.seq))
+        except zmq.Again:
+            return False
+        return True
+
+    def take_ack(self) -> bool:
+        """Take what the worker answered out of the outbox; False when it answered nothing."""
+        try:
+            message, _ = decode(self._dealer.recv_multipart(zmq.NOBLOCK))
+        except zmq.Again:
+            return False
         except WireError as error:
             _log.warning("from the worker: %s", error)
-            return
-        if isinstance(message, Ack):
-            outbox.answered(message.session, message.seq)
-            with self._changed:
-                self._unanswered = outbox.pending() + sum(isinstance(queued, Utterance) for queued, _ in self._queue)
-                self._changed.notify_all()
+            return False
+        if not isinstance(message, Ack):
+            return False
+        self._outbox.answered(message.session, message.seq)
+        self._airborne.discard((message.session, message.seq))
+        return True
 
 
 @dataclass(frozen=True)
@@ -270,14 +332,16 @@ class WorkerLink:
         """Take note of who subscribed and left; True when somebody subscribed."""
         came = False
         while self._bus.poll(0):
-            joined = self._bus.recv()[:1] == b"\x01"
-            self.subscribers += 1 if joined else -1
-            came = came or joined
+            said = self._bus.recv()[:1]
+            self.subscribers += (said == b"\x01") - (said == b"\x00")
+            came = came or said == b"\x01"
         return came
 
     def receive(self) -> Iterator[Received | WireError]:
-        """Messages that wait now; a bad one comes as the error that names what is wrong."""
-        while self._router.poll(0):
+        """Messages that wait, at most _MAX_TURN; a bad one comes as the error that names what is wrong."""
+        for _ in range(_MAX_TURN):
+            if not self._router.poll(0):
+                return
             peer, *frames = self._router.recv_multipart(copy=True)
             try:
                 if len(frames) > _MAX_FRAMES:
@@ -313,8 +377,7 @@ class Subscriber:
     def __init__(self, address: str, types: Sequence[str] = ()) -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+        _options(self._socket, -1)
         self._socket.setsockopt(zmq.RCVHWM, 0)
         try:
             _connect(self._socket, address)

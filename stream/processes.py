@@ -6,6 +6,7 @@ What a process needs is imported inside it: torch must not reach the capture pro
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -40,6 +41,8 @@ def capture_main(config: Config, session: Session, folder: Path, debug: bool, li
 def worker_main(config: Config, folder: Path, debug: bool, line: Connection) -> None:
     """Process 2."""
     control = Control(line)
+    # torch makes this folder when it is imported, else in the common temporary folder, and leaves it there.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "torchinductor"))
     with _reported(control, debug):
         from stream import worker
 

@@ -9,7 +9,7 @@ from typing import TextIO
 from stream.wire import Device, Emotion, Event, Fault, Rejected
 from telme.errors import UsageError
 
-_NS_PER_S = 1_000_000_000
+_NS_PER_TENTH = 100_000_000
 _BAR_CELLS = 10
 _NARROWEST_TEXT = 20
 
@@ -49,14 +49,19 @@ class ConsoleSink:
                 line = f"          ({device.device} {device.name} {device.state})"
             case _:
                 return
-        self._out.write(line + "\n")
+        self._out.write(_plain(line) + "\n")
         self._out.flush()
+
+
+def _plain(text: str) -> str:
+    """One line without control characters: words that came over a network must not steer a terminal."""
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def emotion_line(emotion: Emotion, width: int) -> str:
     """An emotion event as a line of at most `width` characters, where the width allows."""
-    minutes, seconds = divmod(emotion.start_ns / _NS_PER_S, 60)
-    head = f"{int(minutes):02d}:{seconds:04.1f}  {emotion.speaker:<9} "
+    minutes, tenths = divmod(emotion.start_ns // _NS_PER_TENTH, 600)
+    head = f"{minutes:02d}:{tenths // 10:02d}.{tenths % 10}  {emotion.speaker:<9} "
     filled = round(emotion.confidence * _BAR_CELLS)
     bar = "█" * filled + "░" * (_BAR_CELLS - filled)
     total = emotion.stages_ms.total

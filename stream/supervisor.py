@@ -18,8 +18,9 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import FrameType
@@ -82,6 +83,7 @@ class Child:
 
     def start(self) -> None:
         """Spawn the process."""
+        resource_tracker.ensure_running()  # the first spawn would start it, which lifts the block below
         self.line, far = _spawn.Pipe()
         self.ready = self.failure = None
         self.process = _spawn.Process(target=self.target, args=(*self.arguments, far), name=self.name)
@@ -112,17 +114,6 @@ class Child:
         except (EOFError, OSError):
             self.line = None
 
-    def stop(self) -> None:
-        """Tell it to stop; after its deadline terminate it, then kill it."""
-        if self.process is None:
-            return
-        self.tell("stop")
-        self.process.join(self.stop_deadline_s)
-        if self.process.is_alive():
-            _log.error("%s missed its stop deadline of %.0f s", self.name, self.stop_deadline_s)
-            self.kill()
-        self.listen()
-
     def kill(self) -> None:
         """End it now."""
         if self.process is None:
@@ -151,7 +142,8 @@ class Interrupts:
     def request(self) -> None:
         """As if a signal had come."""
         self.count += 1
-        self._sender.send(b"!")
+        with suppress(OSError):  # full: a wake-up already waits; closed: nobody waits any more
+            self._sender.send(b"!")
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
         self.request()
@@ -193,21 +185,18 @@ class Supervisor:
         """
         self.children.append(child)
         child.start()
-        deadline_s = time.monotonic() + READY_DEADLINE_S
-        while child.ready is None and not self.interrupted:
-            self._wait(deadline_s - time.monotonic())
-            child.listen()
-            if child.ready is None and not child.alive:
-                raise _failed(child)
-            if time.monotonic() > deadline_s:
-                raise ProcessError(f"{child.name} was not ready in {READY_DEADLINE_S:.0f} s", "a start", "see the log")
+        self._wait_ready(child)
+        if child.ready is None and not self.interrupted:
+            raise _failed(child)
         return child.ready
 
     def wait_until(self, done: Callable[[], bool], timeout_s: float) -> None:
-        """Wait for a condition or a signal, looking whenever something happens and ten times a second."""
+        """Wait for a condition, a signal or the end of a child, looking ten times a second."""
         deadline_s = time.monotonic() + timeout_s
         while not done() and not self.interrupted and time.monotonic() < deadline_s:
-            self._wait(0.1)
+            if not all(child.alive for child in self.children):
+                return
+            self._wait(0.1, self.children)
 
     def watch(self, last: Child) -> None:
         """Until `last` has ended or a signal came: keep the others running.
@@ -217,12 +206,13 @@ class Supervisor:
         """
         while not self.interrupted:
             for child in self.children:
-                child.listen()
-                if not child.alive:
-                    if child is last and child.failure is None and child.process and child.process.exitcode == 0:
-                        return
-                    self._revive(child)
-            self._wait(1.0)
+                if child.alive:
+                    continue
+                child.listen()  # after its end, so that its last word is heard
+                if child is last and child.failure is None and child.process and child.process.exitcode == 0:
+                    return
+                self._revive(child)
+            self._wait(1.0, self.children)
 
     def stop(self) -> None:
         """Stop the children, the last started first; a second signal kills them."""
@@ -237,7 +227,7 @@ class Supervisor:
         child.tell("stop")
         deadline_s = time.monotonic() + child.stop_deadline_s
         while child.alive and self._interrupts.count < 2 and time.monotonic() < deadline_s:
-            self._wait(0.2)
+            self._wait(0.2, [child])
         if child.alive and self._interrupts.count < 2:
             _log.error("%s missed its stop deadline of %.0f s and is killed", child.name, child.stop_deadline_s)
             child.kill()
@@ -254,23 +244,34 @@ class Supervisor:
             )
         _log.warning("%s died with %s and is started again", child.name, _exit(child))
         child.start()
-        deadline_s = time.monotonic() + READY_DEADLINE_S
-        while child.ready is None and child.alive and not self.interrupted and time.monotonic() < deadline_s:
-            self._wait(0.5)
-            child.listen()
+        self._wait_ready(child)
         child.tell("go")
 
-    def _wait(self, timeout_s: float) -> None:
+    def _wait_ready(self, child: Child) -> None:
+        """Until the child is ready or has ended, or a signal came.
+
+        Raises:
+            ProcessError: It does neither in time.
+        """
+        deadline_s = time.monotonic() + READY_DEADLINE_S
+        while child.ready is None and child.alive and not self.interrupted:
+            if time.monotonic() > deadline_s:
+                raise ProcessError(f"{child.name} was not ready in {READY_DEADLINE_S:.0f} s", "a start", "see the log")
+            self._wait(deadline_s - time.monotonic(), [child])
+        child.listen()  # what it said before it ended
+
+    def _wait(self, timeout_s: float, children: list[Child]) -> None:
+        """Until a signal, a word from one of these children or the end of one; one that has ended does not wait."""
         handles: list[Any] = [self._interrupts.receiver]
-        for child in self.children:
-            if child.process is not None and child.alive:
+        for child in children:
+            if child.process is not None:
                 handles.append(child.process.sentinel)
-                if child.line is not None:
-                    handles.append(child.line)
+            if child.line is not None:
+                handles.append(child.line)
         ready = wait(handles, max(timeout_s, 0))
         if self._interrupts.receiver in ready:
             self._interrupts.receiver.recv(64)
-        for child in self.children:
+        for child in children:
             child.listen()
 
 

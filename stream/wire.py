@@ -35,8 +35,9 @@ PROTOCOL = 1
 TOPIC_ROOT = "telme"
 
 # 63 bits: what SQLite and a calendar of nanoseconds hold.
+DeviceKind: TypeAlias = Literal["microphone", "camera", "file"]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-SessionId = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
+SessionId = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+\Z")]
 Frame: TypeAlias = bytes | bytearray | memoryview
 
 
@@ -305,7 +306,7 @@ class Emotion(Struct, frozen=True, forbid_unknown_fields=True):
 class Device(Struct, frozen=True, forbid_unknown_fields=True):
     """A microphone or camera was `opened`, `lost` or `found` again."""
 
-    device: Literal["microphone", "camera", "file"]
+    device: DeviceKind
     name: str
     state: Literal["opened", "lost", "found", "ended"]
 

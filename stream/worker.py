@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from stream.config import Config
@@ -38,8 +39,9 @@ from stream.clock import iso_utc
 from telme.bundle import load_bundle
 from telme.dialogue import DialogueWindow, Turn
 from telme.errors import FeatureError, PredictorError, WireError
-from telme.features import FeatureMaker
-from telme.predictor import Predictor, TorchPredictor
+from telme.features import CAPTURE_RATE_HZ, FeatureMaker, Missing
+from telme.frames import FRAMES
+from telme.predictor import Prediction, Predictor, TorchPredictor
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +71,9 @@ def load_model(bundle_name: str, threads: int) -> Model:
     bundle = load_bundle(bundle_name)
     maker = FeatureMaker(bundle.tokenizer, bundle.config)
     predictor = TorchPredictor(bundle)
-    predictor.predict([maker.make(DialogueWindow.of([Turn("warm", "up")]))])
+    silence = np.zeros(CAPTURE_RATE_HZ, dtype=np.int16)
+    darkness = np.zeros((FRAMES, 224, 224, 3), dtype=np.uint8)
+    predictor.predict([maker.make(maker.window([Turn("warm", "up")]), silence, darkness)])
     return Model(maker, predictor, bundle.config.max_turns)
 
 
@@ -199,9 +203,10 @@ class Worker:
 
     def _recognise(self, utterance: Utterance, media: tuple[Media, ...], received_ns: int) -> Emotion:
         dialogue = self._dialogue(utterance.session)
-        dialogue.append(Turn(utterance.speaker, utterance.text))
-        features = self._model.maker.make(dialogue)
-        predictor = self._model.predictor
+        maker, predictor = self._model.maker, self._model.predictor
+        dialogue.append(maker.heard(Turn(utterance.speaker, utterance.text)))
+        audio, video = (Missing(item.reason) if isinstance(item, Absent) else item for item in media)
+        features = maker.make(dialogue, audio, video)
         (prediction,) = predictor.predict([features])
         probabilities = dict(zip(predictor.labels.names, prediction.probabilities, strict=True))
         label = max(probabilities, key=probabilities.__getitem__)
@@ -218,7 +223,7 @@ class Worker:
             probabilities=probabilities,
             confidence=probabilities[label],
             sentiment=predictor.labels.sentiment(label),
-            modalities=dict(self._modalities(media)),
+            modalities=dict(_modalities(media, prediction)),
             context_turns=features.context_turns,
             stages_ms=self._stages(utterance, received_ns),
             model=predictor.model_id,
@@ -229,17 +234,8 @@ class Worker:
     def _dialogue(self, session: str) -> DialogueWindow:
         if session not in self._dialogues:
             turns = self._store.turns(session, self._model.max_turns)
-            self._dialogues[session] = DialogueWindow.of(
-                (Turn(turn.speaker, turn.text) for turn in turns), self._model.max_turns
-            )
+            self._dialogues[session] = self._model.maker.window(Turn(turn.speaker, turn.text) for turn in turns)
         return self._dialogues[session]
-
-    def _modalities(self, media: tuple[Media, ...]) -> Iterator[tuple[str, Modality]]:
-        yield "text", Modality(captured=True, used=True, reason=None)
-        for name, item in zip(("audio", "video"), media, strict=True):
-            captured = not isinstance(item, Absent)
-            reason = item.reason if isinstance(item, Absent) else self._model.predictor.unread.get(name)
-            yield name, Modality(captured, used=reason is None, reason=reason)
 
     def _stages(self, utterance: Utterance, received_ns: int) -> Stages:
         now_ns = time.monotonic_ns()
@@ -282,6 +278,13 @@ class Worker:
         """Publish a heartbeat; it is not stored."""
         json = make_event(session, self._store.last_seq, status, wall_ns, f"{session}-{wall_ns}")
         self._link.publish("status", session, json)
+
+
+def _modalities(media: tuple[Media, ...], prediction: Prediction) -> Iterator[tuple[str, Modality]]:
+    yield "text", Modality(captured=True, used=True, reason=None)
+    for name, item in zip(("audio", "video"), media, strict=True):
+        reason = prediction.unused.get(name)
+        yield name, Modality(not isinstance(item, Absent), used=reason is None, reason=reason)
 
 
 def _ms(duration_ns: int) -> float:

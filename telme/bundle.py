@@ -1,34 +1,38 @@
 """A bundle: one folder that holds a TelME model, its tokenizer and its card, and loads without a network.
 
-    config.json            TelmeConfig
-    text.safetensors       the text teacher (float16 or float32)
-    tokenizer.json, tokenizer_config.json
-    README.md              the model card: data, licences, figures, limits
+config.json            TelmeConfig
+text.safetensors       the text teacher (float16 or float32), and likewise audio, video and fusion where there are
+tokenizer.json, tokenizer_config.json
+README.md              the model card: data, licences, figures, limits
+SHA256SUMS             digests of the files above but for the card, as `sha256sum --check` reads them
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from telme.config import TelmeConfig
+from telme.config import Part, TelmeConfig
 from telme.errors import BundleError
+from telme.modeling import CONFIG_FILE, PART_FILES, TelmeModel, model_folder, read_config, write_part
 from telme.models import TextTeacher
 
-CONFIG_FILE = "config.json"
-TEXT_FILE = "text.safetensors"
+TEXT_FILE = PART_FILES["text"]
 TOKENIZER_FILE = "tokenizer.json"
 CARD_FILE = "README.md"
+SUMS_FILE = "SHA256SUMS"
 REQUIRED_FILES = (CONFIG_FILE, TEXT_FILE, TOKENIZER_FILE, "tokenizer_config.json", CARD_FILE)
 PACKAGED = ("compact",)
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -36,75 +40,151 @@ class Bundle:
     """A loaded bundle.
 
     Attributes:
-        model_id: Folder name and the first 12 hex digits of the weights' SHA-256.
+        model_id: Its name and the first 12 hex digits of the SHA-256 of the weights, part after part.
         config: Its configuration.
         tokenizer: Its tokenizer.
-        teacher: The text teacher in eval mode, float32, on the CPU.
+        model: Its networks in eval mode, float32, on the CPU.
     """
 
     model_id: str
     config: TelmeConfig
     tokenizer: PreTrainedTokenizerBase
-    teacher: TextTeacher
+    model: TelmeModel
+
+
+def packaged_folder(name: str) -> Path:
+    """Folder of a bundle that ships in the package."""
+    return Path(str(files("telme"))) / "bundles" / name
 
 
 def bundle_path(name: str) -> Path:
-    """Folder of a bundle, given as the name of a packaged one or as a path.
+    """Folder of a bundle, given as the name of a packaged one, as a folder or as a hub id, which is downloaded once.
 
     Raises:
-        BundleError: Neither a packaged name nor a folder, or a folder that lacks a file.
+        BundleError: It is none of these, or lacks a file.
     """
-    folder = Path(str(files("telme"))) / "bundles" / name if name in PACKAGED else Path(name).expanduser()
+    folder = packaged_folder(name) if name in PACKAGED else Path(name).expanduser()
     if not folder.is_dir():
-        raise BundleError(f"no bundle {name!r}", f"a folder or one of: {', '.join(PACKAGED)}", "check --bundle")
+        if not _HUB_ID.fullmatch(name):
+            raise BundleError(
+                f"no bundle {name!r}", f"a folder, a hub id or one of: {', '.join(PACKAGED)}", "check --bundle"
+            )
+        folder = model_folder(name)
     lacking = [file for file in REQUIRED_FILES if not (folder / file).is_file()]
     if lacking:
         raise BundleError(
-            f"bundle {folder} lacks {', '.join(lacking)}", f"the files {', '.join(REQUIRED_FILES)}", "copy the bundle again"
+            f"bundle {folder} lacks {', '.join(lacking)}",
+            f"the files {', '.join(REQUIRED_FILES)}",
+            "copy the bundle again",
         )
     return folder
 
 
 def load_bundle(name: str) -> Bundle:
-    """Load a bundle by packaged name or path.
+    """Load a bundle by packaged name, folder or hub id.
 
     Raises:
         BundleError: It is missing, incomplete, damaged, or its weights do not fit its configuration.
     """
     folder = bundle_path(name)
-    config = _load_config(folder / CONFIG_FILE)
-    teacher = TextTeacher(config)
-    try:
-        weights = load_file(folder / TEXT_FILE)
-        teacher.load_state_dict({key: value.float() for key, value in weights.items()})
-    except (SafetensorError, RuntimeError) as error:
+    config = read_config(folder)
+    model = TelmeModel.from_pretrained(folder, config=config)
+    tokenizer = load_tokenizer(folder)
+    rows = int(model.text.text_model.config.vocab_size)
+    if len(tokenizer) > rows:
         raise BundleError(
-            f"{folder / TEXT_FILE}: {error}", "the weights that config.json describes", "copy the bundle again"
-        ) from error
-    digest = hashlib.sha256((folder / TEXT_FILE).read_bytes()).hexdigest()
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return Bundle(f"{folder.name}-{digest[:12]}", config, tokenizer, teacher.eval())
+            f"{folder / TOKENIZER_FILE} with {len(tokenizer)} tokens",
+            f"at most the {rows} of {TEXT_FILE}",
+            "copy the bundle again",
+        )
+    weights = _sha256(*(folder / PART_FILES[part] for part in config.parts))
+    return Bundle(f"{Path(name).expanduser().resolve().name}-{weights[:12]}", config, tokenizer, model)
 
 
-def _load_config(path: Path) -> TelmeConfig:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder.
+
+    Raises:
+        BundleError: There is none, or it is damaged.
+    """
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        if settings.get("model_type") != TelmeConfig.model_type:
-            raise BundleError(
-                f"{path} with model_type {settings.get('model_type')!r}", "model_type 'telme'", "give a TelME bundle"
-            )
-        return TelmeConfig.from_dict(settings)
-    except (json.JSONDecodeError, AttributeError, TypeError) as error:
-        raise BundleError(f"{path}: {error}", "a TelME configuration", "copy the bundle again") from error
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{folder}: {error}", "a tokenizer", "copy the bundle again") from error
+    return tokenizer
 
 
 def save_bundle(
-    folder: Path, config: TelmeConfig, teacher: TextTeacher, tokenizer: PreTrainedTokenizerBase, card: str
+    folder: Path,
+    config: TelmeConfig,
+    teacher: TextTeacher,
+    tokenizer: PreTrainedTokenizerBase,
+    card: str,
+    others: Mapping[Part, nn.Module] = MappingProxyType({}),
+    dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write a bundle; the weights go to disk as float16."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(folder)
-    weights = {key: value.to(torch.float16).contiguous() for key, value in teacher.state_dict().items()}
-    save_file(weights, folder / TEXT_FILE, metadata={"format": "pt"})
-    tokenizer.save_pretrained(folder)
-    (folder / CARD_FILE).write_text(card, encoding="utf-8")
+    """Write a bundle.
+
+    Args:
+        folder: Where; made if need be.
+        config: Must name the parts that are given and no others.
+        teacher: The text teacher.
+        tokenizer: Its tokenizer, with the speaker tokens.
+        card: Text of the model card.
+        others: The students and the fusion, where there are.
+        dtype: Type of the weights on disk.
+
+    Raises:
+        BundleError: The parts are not those of the configuration, or the folder cannot be written.
+    """
+    networks: dict[Part, nn.Module] = {"text": teacher, **others}
+    if set(networks) != set(config.parts):
+        raise BundleError(
+            f"the parts {', '.join(networks)}", f"those of the configuration: {', '.join(config.parts)}", "mend either"
+        )
+    weights = ((part, networks[part].state_dict()) for part in config.parts)
+    write_bundle(folder, config, weights, tokenizer, card, dtype)
+
+
+def write_bundle(
+    folder: Path,
+    config: TelmeConfig,
+    parts: Iterable[tuple[Part, Mapping[str, Tensor]]],
+    tokenizer: PreTrainedTokenizerBase,
+    card: str,
+    dtype: torch.dtype,
+) -> None:
+    """Write a bundle from parameters by name, one part at a time.
+
+    Raises:
+        BundleError: The folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for part, weights in parts:
+            write_part(folder, part, weights, dtype)
+        config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
+        lines = [f"{digest}  {name}\n" for name, digest in digests(folder).items()]
+        (folder / SUMS_FILE).write_text("".join(lines), encoding="utf-8")
+    except OSError as error:
+        raise BundleError(f"{folder} cannot be written: {error}", "a folder with room", "free some space") from error
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """File name -> SHA-256 of all files of a bundle but its card and the sums themselves."""
+    return {
+        path.name: _sha256(path)
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name not in (CARD_FILE, SUMS_FILE)
+    }
+
+
+def _sha256(*paths: Path) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from transformers import AutoConfig, PretrainedConfig
 
-from telme.errors import BundleError
+from telme.errors import BundleError, ConfigError
 from telme.labels import LABEL_SETS, LabelSet
-from telme.modes import CLEAN
+from telme.modes import CLEAN, Mode, Student, mode_named
+
+Part = Literal["text", "audio", "video", "fusion"]
 
 FEATURE_DIM = 768
 
@@ -44,7 +46,7 @@ class TelmeConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
         text_config: transformers configuration of the text backbone as a dict with `model_type`.
         audio_config: The same of the audio student's backbone; None in a bundle without one.
         video_config: The same of the video student's backbone; None in a bundle without one.
-        fusion: `FusionSettings` as a dict; None for the published settings of the data set.
+        fusion: `FusionSettings` as a dict; None in a bundle without a fusion, where the teacher's answer stands.
         mode: Name of the `telme.modes.Mode` that the weights were trained with.
         max_prompt_tokens: Prompt length in tokens, mask included; older tokens are cut (paper: 512).
         max_turns: Turns of context, the current one included.
@@ -92,8 +94,39 @@ class TelmeConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
         return LABEL_SETS[self.dataset]
 
     @property
+    def parts(self) -> tuple[Part, ...]:
+        """The networks of the bundle, in the order of their files; the text teacher is always there."""
+        there: dict[Part, object] = {"audio": self.audio_config, "video": self.video_config, "fusion": self.fusion}
+        return ("text", *(part for part, settings in there.items() if settings is not None))
+
+    @property
+    def input_mode(self) -> Mode:
+        """How inputs are made for these weights.
+
+        Raises:
+            BundleError: There is no mode of that name, or it belongs to another data set.
+        """
+        try:
+            mode = mode_named(self.mode)
+        except ConfigError as error:
+            raise BundleError(f"{error.seen} in config.json", error.expected, "import the bundle again") from error
+        if mode is not CLEAN and not mode.name.endswith(f"-{self.dataset}"):
+            raise BundleError(
+                f"mode {mode.name!r} with dataset {self.dataset!r} in config.json",
+                "a mode of that data set",
+                "import the bundle again",
+            )
+        return mode
+
+    def why_unread(self, student: Student) -> str | None:
+        """Why the model's answer cannot depend on a modality; None where it does."""
+        if student not in self.parts:
+            return f"the bundle has no {student} student"
+        return None if "fusion" in self.parts else f"the bundle has no fusion that would read the {student} student"
+
+    @property
     def fusion_settings(self) -> FusionSettings:
-        """The fusion's settings: those of the bundle, or the published ones of its data set.
+        """The fusion's settings: those of the bundle, or the published ones of its data set where it gives none.
 
         Raises:
             BundleError: `fusion` lacks a setting or has an unknown one, or the data set is unknown.

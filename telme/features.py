@@ -1,43 +1,78 @@
-"""From turns to tensors: the only such path, used by training, evaluation and the live worker alike.
+"""From turns, sound and pictures to tensors: the only such path, used by training, evaluation and the live worker.
 
-Shapes: B batch, T tokens. Pcm and frames join here with the students.
+Shapes: B batch, T tokens, S samples, edge the side of the video student's picture in pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from telme.config import TelmeConfig
-from telme.dialogue import SPEAKER_TOKENS, DialogueWindow
+from telme.dialogue import SPEAKER_TOKENS, DialogueWindow, Turn, heard_text
 from telme.errors import FeatureError
+from telme.frames import FRAMES
+from telme.modes import Mode, Student
+from telme.pixels import pixel_values
+from telme.sound import MAX_CLIP_S, input_values
+from telme.tokens import prompt_for_tokenizer
 
 MODALITIES = ("text", "audio", "video")
+CAPTURE_RATE_HZ = 16_000
+_INT16_FULL_SCALE = 32_768
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
+class Missing:
+    """A modality that an utterance does not have, or that the model does not read, and why."""
+
+    reason: str
+
+
+NOT_GIVEN = Missing("not given")
+
+
+@dataclass(frozen=True, eq=False)
 class Features:
     """One utterance, ready for a Predictor.
 
     Attributes:
         prompt_ids: Token ids of the prompt, the mask token last.
         context_turns: Turns in the prompt, the current one included.
+        sound: [S] float32 as `telme.sound.input_values` makes it, or why there is none.
+        pixels: [1, 8, 3, edge, edge] float32 as `telme.pixels.pixel_values` makes it, or why there is none.
     """
 
     prompt_ids: tuple[int, ...]
     context_turns: int
+    sound: NDArray[np.float32] | Missing = NOT_GIVEN
+    pixels: Tensor | Missing = NOT_GIVEN
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """`audio` and `video`, where they are missing, and why."""
+        both = {"audio": self.sound, "video": self.pixels}
+        return {name: item.reason for name, item in both.items() if isinstance(item, Missing)}
 
 
 class FeatureMaker:
-    """Makes `Features` from a dialogue window.
+    """Makes `Features` as the weights of a bundle need them; what the bundle does not read is not made.
 
     Args:
         tokenizer: The bundle's tokenizer, with `<s1>`..`<s9>`, a separator and a mask token.
-        config: Gives the prompt's length.
+        config: Gives the mode, the prompt's length, the turns of context and what is read.
+
+    Raises:
+        FeatureError: The tokenizer lacks a token.
+        BundleError: The configuration names no mode there is.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: TelmeConfig) -> None:
@@ -49,21 +84,88 @@ class FeatureMaker:
                 "<s1>..<s9>, mask, separator and pad tokens",
                 "use the tokenizer that was saved with the bundle",
             )
+        self.mode: Mode = config.input_mode
         self._tokenizer = tokenizer
         self._separator: str = tokenizer.sep_token
         self._mask_id: int = tokenizer.mask_token_id
-        self._pad_id: int = tokenizer.pad_token_id
         self._keep = config.max_prompt_tokens - 1
+        self._max_turns = config.max_turns
+        self._unread = {name: config.why_unread(name) for name in self.mode.student_order}
+        self._edge = int((config.video_config or {}).get("image_size", 224))
 
-    def make(self, window: DialogueWindow) -> Features:
-        """Features of the window's last turn."""
-        prompt = window.prompt(self._separator)
+    def window(self, heard: Iterable[Turn] = ()) -> DialogueWindow:
+        """A dialogue's window, into which turns go through `heard`.
+
+        Args:
+            heard: Turns that it has heard already, as the speech recognizer wrote them.
+        """
+        return DialogueWindow.of(map(self.heard, heard), self._max_turns, self.mode)
+
+    def heard(self, turn: Turn) -> Turn:
+        """A turn as the speech recognizer wrote it -> as the weights have read such turns."""
+        return Turn(turn.speaker, heard_text(turn.text, self.mode))
+
+    def make(
+        self,
+        window: DialogueWindow,
+        audio: NDArray[Any] | Missing = NOT_GIVEN,
+        video: NDArray[Any] | Missing = NOT_GIVEN,
+        audio_rate_hz: int = CAPTURE_RATE_HZ,
+    ) -> Features:
+        """Features of the window's last turn. Sound or pictures that cannot be made tensors are missing, and say why.
+
+        Args:
+            window: The dialogue up to and with the utterance, in the maker's mode.
+            audio: [samples] mono, int16 or float32 within -1 .. 1.
+            video: [8, height, width, 3] uint8 RGB, chosen by `telme.frames.frame_indices`.
+            audio_rate_hz: Rate of the sound.
+
+        Raises:
+            FeatureError: The window is empty.
+        """
+        return Features(
+            prompt_ids=self._prompt_ids(window),
+            context_turns=len(window),
+            sound=self._made("audio", audio, lambda pcm: input_values(as_float(pcm), audio_rate_hz, self.mode)),
+            pixels=self._made("video", video, lambda frames: self._pixels(frames, audio, audio_rate_hz)),
+        )
+
+    def _prompt_ids(self, window: DialogueWindow) -> tuple[int, ...]:
+        prompt = prompt_for_tokenizer(window.prompt(self._separator), self.mode)
         ids = self._tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-        return Features((*ids[-self._keep :], self._mask_id), len(window))
+        return (*ids[-self._keep :], self._mask_id)
 
-    def collate(self, batch: Sequence[Features]) -> tuple[Tensor, Tensor]:
-        """Left-padded ids [B, T] and mask [B, T], both int64."""
-        return collate_prompts([features.prompt_ids for features in batch], self._pad_id)
+    def _made(
+        self, name: Student, given: NDArray[Any] | Missing, make: Callable[[NDArray[Any]], _Made]
+    ) -> _Made | Missing:
+        if isinstance(given, Missing):
+            return given
+        if unread := self._unread[name]:
+            return Missing(unread)
+        try:
+            return make(given)
+        except FeatureError as error:
+            return Missing(str(error))
+
+    def _pixels(self, frames: NDArray[np.uint8], audio: NDArray[Any] | Missing, audio_rate_hz: int) -> Tensor:
+        # Published code: of a clip that is too long the pictures become zeros along with the sound.
+        too_long = not isinstance(audio, Missing) and len(audio) > MAX_CLIP_S * audio_rate_hz
+        if too_long and self.mode.long_clip == "zeros":
+            return torch.zeros((1, FRAMES, 3, self._edge, self._edge))
+        return pixel_values(frames, self.mode, self._edge)
+
+
+def as_float(pcm: NDArray[Any]) -> NDArray[np.float32]:
+    """Samples as float32; int16 is brought to -1 .. 1.
+
+    Raises:
+        FeatureError: They are of another type.
+    """
+    if pcm.dtype == np.float32:
+        return pcm
+    if pcm.dtype == np.int16:
+        return pcm.astype(np.float32) / np.float32(_INT16_FULL_SCALE)
+    raise FeatureError(f"sound of {pcm.dtype}", "int16 or float32", "convert it")
 
 
 def collate_prompts(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

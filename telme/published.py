@@ -8,15 +8,15 @@ never calls.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
-
 from torch import Tensor, nn
 
+from telme.config import Part
 from telme.errors import BundleError
 
-Part = Literal["teacher", "audio", "video", "fusion"]
+# Names of each kind that an error lists.
+_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class PublishedPart:
 
 
 PARTS: Mapping[Part, PublishedPart] = {
-    "teacher": PublishedPart(
+    "text": PublishedPart(
         "teacher.bin",
         re.compile(r"text_model\.(embeddings\.(position_ids|token_type_ids)|pooler\.dense\.(weight|bias))"),
     ),
@@ -63,7 +63,12 @@ class Differences:
 
     def __str__(self) -> str:
         named = {"missing": self.missing, "extra": self.extra, "mis-shaped": self.misshapen}
-        return "; ".join(f"{kind} {', '.join(names)}" for kind, names in named.items() if names)
+        return "; ".join(f"{kind} {_listed(names)}" for kind, names in named.items() if names)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def published_names(part: Part, names: Iterable[str], known: Iterable[str]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -32,7 +32,6 @@ class FakePredictor:
     labels: LabelSet = MELD
     model_id = "fake-0"
     backend = "fake"
-    unread: Mapping[str, str] = {"audio": "no audio student", "video": "no video student"}
 
     def __init__(self) -> None:
         self.prompts: list[str] = []
@@ -46,7 +45,7 @@ class FakePredictor:
             if "is it" in prompt.rsplit("[SEP]")[0][-12:]:
                 raise PredictorError("the fake broke", "an answer", "nothing")
             joy = 0.7 if "happy" in prompt.rsplit("[SEP]")[0][-12:] else 0.1
-            answers.append(Prediction((0.05, 0.05, 0.05, joy, 0.75 - joy, 0.05, 0.05)))
+            answers.append(Prediction((0.05, 0.05, 0.05, joy, 0.75 - joy, 0.05, 0.05), features.missing))
         return answers
 
 
@@ -158,7 +157,7 @@ def test_absence_is_said_not_faked(bench: Bench) -> None:
     bench.send(utterance(0, "hello", audio=wire.describe(sound)), (sound, ABSENT[1]))
     modalities = bench.emotion().modalities
     assert modalities["text"] == wire.Modality(captured=True, used=True, reason=None)
-    assert modalities["audio"] == wire.Modality(captured=True, used=False, reason="no audio student")
+    assert modalities["audio"] == wire.Modality(captured=True, used=False, reason="the bundle has no audio student")
     assert modalities["video"] == wire.Modality(captured=False, used=False, reason="the test is blind")
 
 

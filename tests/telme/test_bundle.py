@@ -26,10 +26,10 @@ def test_what_was_saved_is_loaded(folder: Path) -> None:
     assert first.model_id == second.model_id
     assert first.model_id.startswith("tiny-")
     assert first.config.label_set.names[3] == "joy"
-    for name, value in first.teacher.state_dict().items():
+    for name, value in first.model.state_dict().items():
         assert value.dtype == torch.float32, name
-        assert torch.equal(value, second.teacher.state_dict()[name]), name
-    assert not first.teacher.training
+        assert torch.equal(value, second.model.state_dict()[name]), name
+    assert not first.model.training
 
 
 @pytest.mark.parametrize("name", REQUIRED_FILES)

@@ -8,20 +8,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from telme.config import Part
 from telme.errors import BundleError
 from telme.fusion import AttentionShiftFusion
 from telme.models import AudioStudent, TextTeacher, VideoStudent
-from telme.published import PARTS, Part, differences, load_published
+from telme.published import PARTS, differences, load_published
 from tests.telme import tiny
 
 NETWORKS: dict[Part, type[nn.Module]] = {
-    "teacher": TextTeacher,
+    "text": TextTeacher,
     "audio": AudioStudent,
     "video": VideoStudent,
     "fusion": AttentionShiftFusion,
 }
 UNUSED: dict[Part, dict[str, Tensor]] = {
-    "teacher": {
+    "text": {
         "text_model.embeddings.position_ids": torch.arange(80)[None],
         "text_model.pooler.dense.weight": torch.ones(32, 32),
         "text_model.pooler.dense.bias": torch.ones(32),
@@ -69,10 +70,10 @@ def test_every_difference_is_named_and_nothing_is_loaded(part: Part) -> None:
 
 
 def test_speaker_tokens_of_another_vocabulary_are_a_difference() -> None:
-    weights = checkpoint("teacher")
+    weights = checkpoint("text")
     name = "text_model.embeddings.word_embeddings.weight"
     weights[name] = torch.zeros(129, 32)
-    found = differences("teacher", weights, TextTeacher(tiny.config()))
+    found = differences("text", weights, TextTeacher(tiny.config()))
     assert found.misshapen == (f"{name}: [129, 32], expected [120, 32]",)
 
 
@@ -103,14 +104,12 @@ FULL_SIZE: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("part", "millions"), [("teacher", 355.4), ("audio", 93.2), ("video", 121.3), ("fusion", 12.4)]
-)
+@pytest.mark.parametrize(("part", "millions"), [("text", 355.4), ("audio", 93.2), ("video", 121.3), ("fusion", 12.4)])
 def test_full_size_networks_have_the_published_sizes(part: Part, millions: float) -> None:
     with torch.device("meta"):
         network = NETWORKS[part](tiny.config(**FULL_SIZE))
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
-    if part == "teacher":
+    if part == "text":
         # The published figure is roberta-large's own: with its pooler, without speaker tokens and heads.
         backbone = sum(size for name, size in sizes.items() if name.startswith("text_model."))
         sizes = {"backbone": backbone, "pooler": 1024 * 1025, "speaker tokens": -9 * 1024}

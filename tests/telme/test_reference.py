@@ -20,13 +20,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from telme.config import TelmeConfig
+from telme.config import Part, TelmeConfig
 from telme.distill import PUBLISHED_DISTILLATION, feature_loss, logit_loss
 from telme.frames import frame_indices
 from telme.fusion import AttentionShiftFusion, FusionOutput
 from telme.models import AudioStudent, EncoderOutput, TextTeacher, VideoStudent
 from telme.modes import PUBLISHED_MELD
-from telme.published import Part, load_published
+from telme.published import load_published
 
 TOLERANCE = 1e-5
 ROWS = 4
@@ -76,10 +76,10 @@ def distilled(dataset: str, which: str) -> Tensor:
 def encoded(part: Part) -> EncoderOutput:
     """An encoder's answer to the reference's input."""
     with torch.inference_mode():
-        if part == "teacher":
+        if part == "text":
             config = TelmeConfig(text_config={"model_type": "roberta", **SETTINGS["roberta"]})
             ids, mask = (torch.from_numpy(FIGURES[f"teacher.{name}"]) for name in ("ids", "mask"))
-            return cast(EncoderOutput, loaded(part, part, TextTeacher(config))(ids, mask))
+            return cast(EncoderOutput, loaded(part, "teacher", TextTeacher(config))(ids, mask))
         if part == "audio":
             config = TelmeConfig(audio_config={"model_type": "data2vec-audio", **SETTINGS["data2vec"]})
             return cast(EncoderOutput, loaded(part, part, AudioStudent(config))(det("audio.in", (2, 12000), 1.0)))
@@ -96,9 +96,9 @@ def all_frames() -> Tensor:
 
 
 CHECKS: dict[str, Callable[[], Tensor]] = {"frames": all_frames}
-for _part in ("teacher", "audio", "video"):
-    CHECKS[f"{_part}.hidden"] = lambda part=_part: encoded(part).feature  # type: ignore[misc]
-    CHECKS[f"{_part}.logits"] = lambda part=_part: encoded(part).logits  # type: ignore[misc]
+for _name, _part in (("teacher", "text"), ("audio", "audio"), ("video", "video")):
+    CHECKS[f"{_name}.hidden"] = lambda part=_part: encoded(part).feature  # type: ignore[misc]
+    CHECKS[f"{_name}.logits"] = lambda part=_part: encoded(part).logits  # type: ignore[misc]
 for _dataset in ("meld", "iemocap"):
     for _how in ("batch4", "batch1", "zero_av"):
         CHECKS[f"asf.{_dataset}.{_how}"] = lambda dataset=_dataset, how=_how: fused(dataset, how).logits  # type: ignore[misc]

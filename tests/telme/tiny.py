@@ -45,7 +45,9 @@ VIDEO: dict[str, Any] = {
 
 def config(family: str = "roberta", **settings: Any) -> TelmeConfig:
     """A configuration with three tiny backbones."""
-    return TelmeConfig(**{"text_config": TEXT_FAMILIES[family], "audio_config": AUDIO, "video_config": VIDEO, **settings})
+    return TelmeConfig(
+        **{"text_config": TEXT_FAMILIES[family], "audio_config": AUDIO, "video_config": VIDEO, **settings}
+    )
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -1,0 +1,110 @@
+"""Runs the telme-stream command as a user does, and sees what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from stream.wire import Emotion, Event, read_event
+
+COMMAND = (sys.executable, "-m", "stream.cli")
+DEADLINE_S = 150
+EXAMPLES = Path(__file__).parents[1] / "examples"
+ANY_PORT = ("--events-address", "tcp://127.0.0.1:*")
+_MARK = "TELME_TEST_RUN"
+
+
+@dataclass
+class Run:
+    """A running command.
+
+    Attributes:
+        folder: The only place where it may make temporary files.
+        process: The command; leader of its own process group, as in a terminal.
+    """
+
+    folder: Path
+    process: subprocess.Popen[str]
+    mark: str
+    lines: list[str] = field(default_factory=list)
+
+    def events(self) -> Iterator[Event]:
+        """Events from --events jsonl, as they are printed; ends with the output."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+            yield read_event(line.encode())
+
+    def interrupt(self) -> None:
+        """Ctrl-C: SIGINT to the whole group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def end(self) -> int:
+        """Wait for the end and return the exit code."""
+        return self.process.wait(DEADLINE_S)
+
+    def left_running(self) -> list[str]:
+        """Command lines of processes of this run that still live."""
+        return [line for pid, line in self._processes() if pid != os.getpid()]
+
+    def worker_pid(self) -> int:
+        """The process that has the event journal open."""
+        for pid, _ in self._processes():
+            links = Path(f"/proc/{pid}/fd").glob("*")
+            if any(os.path.realpath(link).endswith("events.sqlite") for link in links):
+                return pid
+        raise AssertionError("no worker runs")
+
+    def _processes(self) -> Iterator[tuple[int, str]]:
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if f"{_MARK}={self.mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                    yield int(folder.name), (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue  # it ended while we looked, or is not ours
+
+
+@contextmanager
+def running(folder: Path, *arguments: str) -> Iterator[Run]:
+    """Start the command with a private folder for temporary files; whatever is left of it is killed at the end."""
+    mark = uuid.uuid4().hex
+    environment = {name: value for name, value in os.environ.items() if name != "XDG_RUNTIME_DIR"}
+    environment |= {_MARK: mark, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    run = Run(folder, process, mark)
+    try:
+        yield run
+    finally:
+        for pid, _ in list(run._processes()):
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        process.stderr.close()
+
+
+def emotions(events: list[Event]) -> list[Emotion]:
+    """The emotion events among these."""
+    return [data for event in events if isinstance(data := event.payload(), Emotion)]
+
+
+def as_json(line: str) -> object:
+    """One line of JSON."""
+    return msgspec.json.decode(line)

@@ -1,0 +1,197 @@
+"""The whole program on the example: real processes, sockets, VAD, Whisper and model."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jiwer
+import jsonschema
+import pytest
+
+from stream.wire import Device, SpeechEnded, Status, event_schema
+from tests.commands import ANY_PORT, DEADLINE_S, EXAMPLES, as_json, emotions, running
+
+CONVERSATION = str(EXAMPLES / "conversation.mp4")
+README = Path(__file__).parents[1] / "README.md"
+MEDIA = Path(os.environ.get("TELME_MEDIA", Path(__file__).parents[2] / "shared" / "media"))
+JFK = (
+    "And so my fellow Americans, ask not what your country can do for you, ask what you can do for your country."
+)
+
+
+def word_error_rate(said: str, heard: str) -> float:
+    plain = jiwer.Compose([jiwer.ToLowerCase(), jiwer.RemovePunctuation(), jiwer.RemoveMultipleSpaces(), jiwer.Strip()])
+    return float(jiwer.wer(plain(said), plain(heard)))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def transcript() -> list[str]:
+    lines = json.loads((EXAMPLES / "conversation.json").read_text(encoding="utf-8"))
+    return [line["text"] for line in lines]
+
+
+def test_the_example_becomes_events_in_order_and_nothing_is_left(tmp_path: Path) -> None:
+    with running(tmp_path, "--input", CONVERSATION, "--fast", "--events", "jsonl", *ANY_PORT) as run:
+        events = list(run.events())
+        assert run.end() == 0
+        assert run.left_running() == []
+    assert list(tmp_path.iterdir()) == []
+
+    validator = jsonschema.Draft202012Validator(event_schema())
+    for line in run.lines:
+        validator.validate(as_json(line))
+    found = emotions(events)
+    expected = transcript()
+    assert [emotion.seq for emotion in found] == list(range(len(expected)))
+    assert word_error_rate(" ".join(expected), " ".join(emotion.text for emotion in found)) <= 0.2
+    for emotion in found:
+        assert len(emotion.probabilities) == 7
+        assert sum(emotion.probabilities.values()) == pytest.approx(1, abs=1e-6)
+        assert emotion.label == max(emotion.probabilities, key=emotion.probabilities.__getitem__)
+        assert emotion.modalities["audio"].captured
+        assert emotion.modalities["video"].captured
+        assert not emotion.modalities["video"].used
+    assert [emotion.context_turns for emotion in found] == list(range(1, len(expected) + 1))
+
+    stored = [event.seq for event in events if event.type != "status"]
+    assert stored == list(range(stored[0], stored[0] + len(stored)))
+    assert len({event.id for event in events if event.type != "status"}) == len(stored)
+    assert sum(isinstance(event.payload(), SpeechEnded) for event in events) == len(expected)
+    devices = [data for event in events if isinstance(data := event.payload(), Device)]
+    assert [device.state for device in devices] == ["opened", "ended"]
+    last = events[-1].payload()
+    assert isinstance(last, Status)
+    assert last.state == "stopped"
+
+
+def test_the_console_prints_a_line_for_each_utterance(tmp_path: Path) -> None:
+    with running(tmp_path, "--input", CONVERSATION, "--fast", "--no-camera", *ANY_PORT) as run:
+        output, complaints = run.process.communicate(timeout=DEADLINE_S)
+    assert run.process.returncode == 0, complaints
+    lines = output.splitlines()
+    assert len(lines) == len(transcript())
+    line = re.compile(r"^\d\d:\d\d\.\d  speaker1 .*  (anger|disgust|fear|joy|neutral|sadness|surprise) +[█░]{10} +\d+% +[\d.]+s$")
+    for text in lines:
+        assert line.match(text), text
+
+
+def test_a_recording_of_a_known_sentence(tmp_path: Path) -> None:
+    recording = MEDIA / "jfk.flac"
+    if not recording.is_file():
+        pytest.skip(f"no {recording}; set TELME_MEDIA to a folder with jfk.flac")
+    arguments = ("--input", str(recording), "--no-camera", "--fast", "--events", "jsonl", *ANY_PORT)
+    with running(tmp_path, *arguments) as run:
+        found = emotions(list(run.events()))
+        assert run.end() == 0
+    assert word_error_rate(JFK, " ".join(emotion.text for emotion in found)) <= 0.2
+    assert {emotion.modalities["video"].reason for emotion in found} == {"pictures are switched off (--no-camera)"}
+
+
+def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
+    with running(tmp_path, "--input", CONVERSATION, "--events", "jsonl", *ANY_PORT) as run:
+        events = run.events()
+        assert any(event.type == "speech.started" for event in events)
+        run.interrupt()
+        rest = list(events)
+        assert run.end() == 130
+        assert run.left_running() == []
+    assert list(tmp_path.iterdir()) == []
+    assert emotions(rest), "what was heard before Ctrl-C is still answered"
+
+
+def test_ctrl_c_twice_aborts(tmp_path: Path) -> None:
+    with running(tmp_path, "--input", CONVERSATION, "--fast", "--events", "jsonl", *ANY_PORT) as run:
+        assert any(event.type == "speech.ended" for event in run.events())
+        run.interrupt()
+        run.interrupt()
+        assert run.end() == 130
+        assert run.left_running() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_killed_at_any_instant_loses_nothing_and_repeats_nothing(tmp_path: Path) -> None:
+    with running(tmp_path, "--input", CONVERSATION, "--fast", "--events", "jsonl", *ANY_PORT) as run:
+        events = []
+        for event in run.events():
+            events.append(event)
+            if event.type == "emotion" and len(emotions(events)) in (2, 5):
+                os.kill(run.worker_pid(), signal.SIGKILL)
+        assert run.end() == 0
+    found = emotions(events)
+    assert [emotion.seq for emotion in found] == list(range(len(transcript())))
+    assert [emotion.context_turns for emotion in found] == list(range(1, len(transcript()) + 1))
+
+
+def test_a_reader_that_goes_away_ends_the_run(tmp_path: Path) -> None:
+    with running(tmp_path, "--input", CONVERSATION, "--fast", "--events", "jsonl", *ANY_PORT) as run:
+        next(run.events())
+        assert run.process.stdout is not None
+        run.process.stdout.close()
+        assert run.process.wait(DEADLINE_S) == 130
+        assert run.left_running() == []
+        run.process.stdout = open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115 - closed by `running`
+
+
+def test_capture_and_worker_run_apart(tmp_path: Path) -> None:
+    utterances = f"tcp://127.0.0.1:{free_port()}"
+    events = f"tcp://127.0.0.1:{free_port()}"
+    (tmp_path / "worker").mkdir()
+    (tmp_path / "capture").mkdir()
+    worker = ("worker", "--utterances-address", utterances, "--events-address", events)
+    capture = ("capture", "--utterances-address", utterances, "--input", CONVERSATION, "--fast", "--no-camera")
+    with running(tmp_path / "watch", "watch", events, "--events", "jsonl") as watch:
+        with running(tmp_path / "worker", *worker) as serving, running(tmp_path / "capture", *capture) as capturing:
+            assert any(event.type == "status" for event in watch.events())
+            assert capturing.end() == 0
+            serving.interrupt()
+            assert serving.end() == 130
+        seen = []
+        for event in watch.events():
+            seen.append(event)
+            data = event.payload()
+            if isinstance(data, Status) and data.state == "stopped":
+                break
+        watch.interrupt()
+        assert watch.end() == 130
+    assert [emotion.seq for emotion in emotions(seen)] == list(range(len(transcript())))
+
+
+def readme_examples() -> list[str]:
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    return [block for block in blocks if "5556" in block]
+
+
+def test_the_readme_has_its_two_subscribers() -> None:
+    plain, ours = readme_examples()
+    assert "import zmq" in plain
+    assert "stream" not in plain
+    assert len(plain.splitlines()) == 5
+    assert "stream.client" in ours
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_readme_subscribers_print_the_events(tmp_path: Path, index: int) -> None:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    code = readme_examples()[index].replace("tcp://127.0.0.1:5556", address)
+    with (
+        subprocess.Popen([sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, text=True) as subscriber,
+        running(tmp_path, "--input", CONVERSATION, "--events-address", address) as run,
+    ):
+        assert subscriber.stdout is not None
+        line = subscriber.stdout.readline()
+        run.interrupt()
+        run.process.communicate(timeout=DEADLINE_S)
+        subscriber.kill()
+    assert "letter" in line  # a word of the first sentence
