@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -99,7 +100,7 @@ def replay(file: Path, bundle: str | None) -> Replayed:
     Raises:
         TelmeStreamError: What ended the run.
     """
-    flags = {"worker": {"bundle": bundle}, "link": {"events": "tcp://127.0.0.1:*"}}
+    flags: dict[str, dict[str, Any]] = {"worker": {"bundle": bundle}, "link": {"events": "tcp://127.0.0.1:*"}}
     config = load_config(None, os.environ, flags)
     watch = Stopwatch()
     started_ns = time.monotonic_ns()

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import msgspec
 
-from stream.items import Session
 from stream.config import Config
+from stream.items import Session
 from stream.link import Subscriber
 from stream.processes import capture_main, worker_main
 from stream.supervisor import (

@@ -10,21 +10,21 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from stream import wire
 from stream.align import PcmRing, cut_frames
 from stream.asr import Transcriber, Transcription
 from stream.camera import Camera
-from stream.frames import FrameRing
 from stream.clock import SampleClock, ms_to_samples, samples_to_ns
 from stream.config import AsrConfig, Config
 from stream.control import Control
-from stream.items import AudioBlock, Missing, Session, Span, Utterance
+from stream.frames import FrameRing
+from stream.items import AudioBlock, Missing, Pcm, Session, Span, Utterance
 from stream.link import CaptureLink
 from stream.machine import clock_id
 from stream.mic import Microphone
@@ -71,9 +71,7 @@ def run(config: Config, session: Session, folder: Path, control: Control) -> Non
         hello = wire.Hello(wire.PROTOCOL, session.id, started_wall_ns)
         assert config.link.utterances is not None
         link = stack.enter_context(
-            CaptureLink(
-                config.link.utterances, hello, folder / "outbox.sqlite", config.link.max_message_bytes
-            )
+            CaptureLink(config.link.utterances, hello, folder / "outbox.sqlite", config.link.max_message_bytes)
         )
         reporter = Reporter(link, session.id)
         asr = stack.enter_context(
@@ -180,9 +178,7 @@ class Ears:
             speaker=SINGLE_SPEAKER,
             span=span,
             pcm=self._pcm.cut(span.start, span.end),
-            frames=frames
-            if isinstance(frames, Missing)
-            else cut_frames(span, self._clock, frames, self._tolerance_ns),
+            frames=frames if isinstance(frames, Missing) else cut_frames(span, self._clock, frames, self._tolerance_ns),
             heard_ns=self._clock.heard_ns(span.voiced_end),
             decided_ns=time.monotonic_ns(),
         )
@@ -206,11 +202,7 @@ def _announce(heard: Started | Utterance, report: Reporter, asr: AsrThread) -> N
         report(wire.SpeechStarted(samples_to_ns(heard.start)))
         return
     span = heard.span
-    report(
-        wire.SpeechEnded(
-            heard.seq, samples_to_ns(span.voiced_start), samples_to_ns(span.voiced_end), span.forced
-        )
-    )
+    report(wire.SpeechEnded(heard.seq, samples_to_ns(span.voiced_start), samples_to_ns(span.voiced_end), span.forced))
     asr.submit(heard)
 
 
@@ -258,6 +250,15 @@ class Sender:
         self.link.send(message, (utterance.pcm, video))
 
 
+class Transcribes(Protocol):
+    """stream.asr.Transcriber, as the thread needs it."""
+
+    def transcribe(self, pcm: Pcm) -> Transcription: ...
+
+
+Sends: TypeAlias = Callable[[Utterance, Transcription, int], None]
+
+
 class AsrThread:
     """Transcribes utterances one after another, in order, in a thread of its own.
 
@@ -270,7 +271,7 @@ class AsrThread:
         waits: True for a file.
     """
 
-    def __init__(self, transcriber: Transcriber, config: AsrConfig, send: Sender, waits: bool) -> None:
+    def __init__(self, transcriber: Transcribes, config: AsrConfig, send: Sends, waits: bool) -> None:
         self._transcriber = transcriber
         self._send = send
         self._waits = waits

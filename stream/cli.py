@@ -17,6 +17,7 @@ from stream.client import subscribe
 from stream.config import Config, load_config
 from stream.doctor import devices_report, doctor_report
 from stream.items import Session
+from stream.models_cli import app as models_app
 from stream.processes import set_up_logging
 from stream.sinks import make_sink
 from telme.errors import SourceError, TelmeStreamError, UsageError
@@ -27,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(models_app, name="models")
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file; see README, Configuration.")]
 MicOption = Annotated[str | None, typer.Option("--mic", help="Microphone, by index, name or part of a name.")]

@@ -67,6 +67,6 @@ def _reported(control: Control, debug: bool) -> Iterator[None]:
             }
         )
         sys.exit(1)
-    except Exception as error:  # noqa: BLE001 - the last resort of a process; the supervisor decides what follows
+    except Exception as error:
         log.error("unexpected %s: %s", type(error).__name__, error, exc_info=debug)
         sys.exit(1)

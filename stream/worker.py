@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from stream.clock import iso_utc
 from stream.config import Config
 from stream.control import Control
 from stream.journal import EventStore, StoredEvent, StoredTurn
@@ -35,7 +36,6 @@ from stream.wire import (
     make_event,
     report_data,
 )
-from stream.clock import iso_utc
 from telme.bundle import load_bundle
 from telme.dialogue import DialogueWindow, Turn
 from telme.errors import FeatureError, PredictorError, WireError
@@ -189,9 +189,7 @@ class Worker:
             data = Fault(str(error), utterance.seq)
         except FeatureError as error:
             data, turn = Fault(str(error), utterance.seq), None
-        transcript = Transcript(
-            utterance.seq, utterance.speaker, utterance.text, utterance.start_ns, utterance.end_ns
-        )
+        transcript = Transcript(utterance.seq, utterance.speaker, utterance.text, utterance.start_ns, utterance.end_ns)
         with self._store.transaction():
             events = [
                 self._keep(utterance.session, transcript),

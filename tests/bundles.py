@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
@@ -13,18 +14,20 @@ from telme.config import TelmeConfig
 from telme.dialogue import SPEAKER_TOKENS
 from telme.models import TextTeacher
 
-_WORDS = "now feels hello there i am so happy sad the a you what is it no yes . , ! ? '".split()
+_WORDS = ["now", "feels", "hello", "there", "i", "am", "so", "happy", "sad", "the", "a", "you", "what", "is", "it"]
+_SIGNS = ["no", "yes", ".", ",", "!", "?", "'"]
 _LETTERS = [letter for base in "abcdefghijklmnopqrstuvwxyz0123456789" for letter in (base, f"##{base}")]
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """A lower-case word-piece tokenizer over a few words and all letters, with TelME's tokens."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary = {token: index for index, token in enumerate([*special, *_WORDS, *_LETTERS])}
+    vocabulary = {token: index for index, token in enumerate([*special, *_WORDS, *_SIGNS, *_LETTERS])}
     raw = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     raw.normalizer = normalizers.BertNormalizer(lowercase=True)
     raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer = PreTrainedTokenizerFast(
+    make: Any = PreTrainedTokenizerFast  # its constructor has no types
+    tokenizer: PreTrainedTokenizerFast = make(
         tokenizer_object=raw,
         pad_token="[PAD]",
         unk_token="[UNK]",

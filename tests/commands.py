@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,10 +74,18 @@ class Run:
 
 
 @contextmanager
-def running(folder: Path, *arguments: str) -> Iterator[Run]:
-    """Start the command with a private folder for temporary files; whatever is left of it is killed at the end."""
+def running(folder: Path, *arguments: str, surroundings: Mapping[str, str] | None = None) -> Iterator[Run]:
+    """Start the command with a private folder for temporary files; whatever is left of it is killed at the end.
+
+    Args:
+        folder: For temporary files.
+        arguments: Of the command.
+        surroundings: Environment variables; None takes this process's.
+    """
     mark = uuid.uuid4().hex
-    environment = {name: value for name, value in os.environ.items() if name != "XDG_RUNTIME_DIR"}
+    environment = dict(os.environ if surroundings is None else surroundings)
+    if surroundings is None:
+        environment.pop("XDG_RUNTIME_DIR", None)  # so that the run's own folder is made in `folder`
     environment |= {_MARK: mark, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [*COMMAND, *arguments],

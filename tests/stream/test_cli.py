@@ -19,7 +19,9 @@ DEADLINE_S = 120
 
 
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=DEADLINE_S, cwd=cwd, check=False)
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=DEADLINE_S, cwd=cwd, check=False
+    )
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *says: str) -> None:

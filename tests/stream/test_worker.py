@@ -40,7 +40,7 @@ class FakePredictor:
     def predict(self, batch: Sequence[Features]) -> list[Prediction]:
         answers = []
         for features in batch:
-            prompt = str(self._tokenizer.decode(features.prompt_ids))
+            prompt = str(self._tokenizer.decode(list(features.prompt_ids)))
             self.prompts.append(prompt)
             if "is it" in prompt.rsplit("[SEP]")[0][-12:]:
                 raise PredictorError("the fake broke", "an answer", "nothing")
@@ -243,7 +243,7 @@ def test_latency_of_another_machine_is_not_made_up(bench: Bench) -> None:
 def test_heartbeats_repeat_the_last_number_and_say_goodbye(bench: Bench) -> None:
     bench.send(utterance(0, "hello"), ABSENT)
     bench.worker.heartbeat("stopped")
-    states = []
+    states: list[tuple[int, str]] = []
     while not states or states[-1][1] != "stopped":
         received = bench.subscriber.receive(DEADLINE_MS)
         assert received is not None

@@ -21,9 +21,53 @@ NO_GPT2 = f"GPT-2's vocab.json and merges.txt are not at {GPT2_DIR}; name their 
 
 ALL_TURNS = 10_000
 _NAMES = [f"person {number}" for number in range(12)]
-_WORDS = """well you know i really think that we should not go there again tomorrow because it\x92s raining outside don't
-doin\x92 Oh What?! No! hey, ... café naïve 3:30 $5 co-worker \x91em wait\x97what uhh\x85 \u2014 yeah\x85 "fine" (laughs) O.K. 日本
-i\u2019m [noise] \U0001f600 a\xa0b <s10> &amp; feels Now""".split(" ")
+_WORDS = [
+    "well",
+    "you",
+    "know",
+    "i",
+    "really",
+    "think",
+    "that",
+    "we",
+    "should",
+    "not",
+    "go",
+    "there",
+    "again",
+    "tomorrow",
+    "because",
+    "it\x92s",
+    "raining",
+    "outside",
+    "don't\ndoin\x92",
+    "Oh",
+    "What?!",
+    "No!",
+    "hey,",
+    "...",
+    "café",
+    "naïve",
+    "3:30",
+    "$5",
+    "co-worker",
+    "\x91em",
+    "wait\x97what",
+    "uhh\x85",
+    "—",
+    "yeah\x85",
+    '"fine"',
+    "(laughs)",
+    "O.K.",
+    "日本\ni’m",  # noqa: RUF001 - such characters are the point
+    "[noise]",
+    "😀",
+    "a\xa0b",
+    "<s10>",
+    "&amp;",
+    "feels",
+    "Now",
+]
 
 
 def prompts_of(rows: Iterable[tuple[str, Turn]], mode: Mode = PUBLISHED_MELD) -> list[str]:

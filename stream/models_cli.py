@@ -1,0 +1,108 @@
+"""The `telme-stream models` commands. What they need of telme is imported when one runs: torch loads slowly."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from telme.errors import MissingDependency
+
+if TYPE_CHECKING:
+    from telme.shelf import Facts
+
+app = typer.Typer(help="Models: import the authors' weights, list, show and verify bundles.", rich_markup_mode=None)
+
+NameArgument = Annotated[str, typer.Argument(help="A packaged name, a folder or a hub id.")]
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="The authors' archive, or the folder it unpacks to.")],
+    dataset: Annotated[str, typer.Option("--dataset", help="Which weights: meld or iemocap.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the new bundle.")],
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", help="Folder with roberta-large's tokenizer; default: from the hub.")
+    ] = None,
+) -> None:
+    """Turn the authors' four .bin files into a bundle."""
+    _need_torch()
+    from telme.importer import import_published
+
+    import_published(source.expanduser(), dataset, out.expanduser(), tokenizer and tokenizer.expanduser())
+    typer.echo(f"made {out}; use it with --bundle {out}")
+
+
+@app.command("list")
+def list_(
+    folder: Annotated[Path | None, typer.Argument(help="Also the bundles in this folder.")] = None,
+) -> None:
+    """List the bundles at hand: data set, mode, parts."""
+    _need_torch()
+    from telme.bundle import bundle_path
+    from telme.config import TelmeConfig
+    from telme.modeling import read_config
+    from telme.shelf import bundles_in
+
+    for name in bundles_in(folder):
+        config: TelmeConfig = read_config(bundle_path(name))
+        typer.echo(f"{name}  {config.dataset}  {config.mode}  {'+'.join(config.parts)}")
+
+
+@app.command()
+def show(name: NameArgument) -> None:
+    """Show what is in a bundle: labels, mode, parts, digests, card."""
+    _need_torch()
+    from telme.shelf import facts
+
+    typer.echo(_described(facts(name)))
+
+
+@app.command()
+def verify(name: NameArgument) -> None:
+    """Check a bundle: digests, card, labels, mode, parts, and one answer. Exit code 1 if anything is wrong."""
+    _need_torch()
+    from telme.shelf import verify as findings
+
+    wrong = False
+    for finding in findings(name):
+        wrong |= finding.wrong
+        typer.echo(f"{'!!' if finding.wrong else 'ok'}  {finding.name:<8} {finding.seen}")
+    raise typer.Exit(1 if wrong else 0)
+
+
+def _described(facts: Facts) -> str:
+    config = facts.config
+    mode = {key: value for key, value in asdict(config.input_mode).items() if key != "name"}
+    parts = [
+        f"  {part.part:<7} {part.parameters:>12,} numbers  {'+'.join(part.dtypes):<8} {part.size_bytes / 1e6:>8.1f} MB"
+        for part in facts.parts
+    ]
+    return "\n".join(
+        [
+            f"bundle   {facts.name} in {facts.folder}",
+            f"labels   {config.dataset}: {', '.join(config.label_set.names)}",
+            f"context  {config.max_prompt_tokens} tokens, {config.max_turns} turns",
+            f"mode     {config.mode}",
+            *(f"  {key} = {value}" for key, value in mode.items()),
+            "parts",
+            *parts,
+            "digests  (SHA-256, as recorded)" if facts.sums else "digests  none recorded",
+            *(f"  {digest}  {file}" for file, digest in facts.sums.items()),
+            "",
+            facts.card.rstrip(),
+        ]
+    )
+
+
+def _need_torch() -> None:
+    try:
+        import safetensors  # noqa: F401
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise MissingDependency(
+            f"the package {error.name} is missing", "the worker's packages", "pip install 'telme-stream[worker]'"
+        ) from error

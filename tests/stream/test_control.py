@@ -1,0 +1,83 @@
+"""The line between the supervisor and a child."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+
+import pytest
+
+from stream.control import Control, Word, hear, say
+from telme.errors import ProcessError
+
+
+@pytest.fixture
+def line() -> Iterator[tuple[Connection, Control]]:
+    near, far = Pipe()
+    with near, far:
+        yield near, Control(far)
+
+
+Line = tuple[Connection, Control]
+
+
+def test_words_arrive_as_they_were_said(line: Line) -> None:
+    near, control = line
+    control.ready({"events": "tcp://127.0.0.1:1"})
+    control.failed({"seen": "é"})
+    assert hear(near) == Word("ready", {"events": "tcp://127.0.0.1:1"})
+    assert hear(near) == Word("failed", {"seen": "é"})
+
+
+def test_go_begins(line: Line) -> None:
+    near, control = line
+    say(near, Word("go", {}))
+    assert control.wait_go()
+    assert not control.stop_asked()
+
+
+def test_stop_before_go_is_stop(line: Line) -> None:
+    near, control = line
+    say(near, Word("stop", {}))
+    assert not control.wait_go()
+    assert control.stop_asked()
+
+
+def test_stop_behind_go_is_seen(line: Line) -> None:
+    near, control = line
+    say(near, Word("go", {}))
+    say(near, Word("stop", {}))
+    assert control.stop_asked()
+    control.wait_stop()
+
+
+def test_the_end_of_the_line_is_stop(line: Line) -> None:
+    near, control = line
+    assert not control.stop_asked()
+    near.close()
+    assert control.stop_asked()
+    control.wait_stop()
+    assert not control.wait_go()
+
+
+def test_a_word_cut_off_by_death_is_stop(line: Line) -> None:
+    near, control = line
+    os.write(near.fileno(), b"\x00\x00\x00\x20half of it")
+    near.close()
+    assert control.stop_asked()
+
+
+def test_speaking_to_nobody_is_an_error(line: Line) -> None:
+    near, control = line
+    near.close()
+    with pytest.raises(ProcessError, match="the supervisor is gone"):
+        control.ready({})
+
+
+def test_a_poller_can_wait_for_the_line(line: Line) -> None:
+    near, control = line
+    assert wait([control], 0) == []
+    say(near, Word("go", {}))
+    assert wait([control], 10) == [control]

@@ -1,0 +1,212 @@
+"""The journal: what was stored is there again, whole, after any death."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stream.journal import EventStore, Outbox, StoredEvent, StoredTurn
+from telme.errors import JournalError
+
+FRAMES = [b"header", b"\x00\xff" * 100, b""]
+
+
+def json_of(text: str) -> Callable[[int], bytes]:
+    return lambda seq: f"{text} {seq}".encode()
+
+
+# ---------------------------------------------------------------------------------------------------- outbox
+
+
+def test_an_utterance_is_kept_until_it_is_answered(tmp_path: Path) -> None:
+    with Outbox(tmp_path / "outbox") as outbox:
+        outbox.put("s", 0, FRAMES)
+        outbox.put("s", 1, [memoryview(b"one")])
+        assert outbox.pending() == 2
+        outbox.answered("s", 0)
+        outbox.answered("s", 0)
+        outbox.answered("t", 1)
+        assert outbox.pending() == 1
+    with Outbox(tmp_path / "outbox") as outbox:
+        assert [(kept.session, kept.seq, kept.frames) for kept in outbox.after(0, 10)] == [("s", 1, [b"one"])]
+
+
+def test_utterances_wait_in_the_order_they_were_put(tmp_path: Path) -> None:
+    with Outbox(tmp_path / "outbox") as outbox:
+        for session, seq in (("z", 9), ("z", 10), ("a", 0), ("a", 1)):
+            outbox.put(session, seq, FRAMES)
+        first = outbox.after(0, 3)
+        assert [(kept.session, kept.seq) for kept in first] == [("z", 9), ("z", 10), ("a", 0)]
+        assert first[0].frames == FRAMES
+        assert [(kept.session, kept.seq) for kept in outbox.after(first[-1].position, 3)] == [("a", 1)]
+
+
+def test_a_position_is_never_used_twice(tmp_path: Path) -> None:
+    """A link that has sent up to a position must see what is put after everything was answered."""
+    with Outbox(tmp_path / "outbox") as outbox:
+        outbox.put("s", 0, FRAMES)
+        (kept,) = outbox.after(0, 10)
+        outbox.answered("s", 0)
+        outbox.put("s", 1, FRAMES)
+        assert [later.seq for later in outbox.after(kept.position, 10)] == [1]
+
+
+# ------------------------------------------------------------------------------------------------ event store
+
+
+def test_events_are_numbered_from_one_and_go_on_after_a_restart(tmp_path: Path) -> None:
+    with EventStore(tmp_path / "events") as store:
+        assert store.last_seq == 0
+        assert store.add("s", "fault", json_of("a")) == StoredEvent(1, "fault", "s", b"a 1")
+        assert store.add("s", "fault", json_of("b")).json == b"b 2"
+    with EventStore(tmp_path / "events") as store:
+        assert store.last_seq == 2
+        assert store.add("s", "fault", json_of("c")).seq == 3
+
+
+def test_an_answer_is_found_by_session_and_utterance(tmp_path: Path) -> None:
+    with EventStore(tmp_path / "events") as store:
+        store.add("s", "emotion", json_of("x"), answers=4)
+        assert store.is_answered("s", 4)
+        assert not store.is_answered("s", 5)
+        assert not store.is_answered("t", 4)
+        with pytest.raises(JournalError, match="UNIQUE"):
+            store.add("s", "emotion", json_of("again"), answers=4)
+        assert store.last_seq == 1
+
+
+def test_what_was_not_published_is_given_back_in_order(tmp_path: Path) -> None:
+    with EventStore(tmp_path / "events") as store:
+        for number in range(4):
+            store.add("s", "fault", json_of(str(number)))
+        store.mark_published(2)
+    with EventStore(tmp_path / "events") as store:
+        assert [event.json for event in store.unpublished()] == [b"0 1", b"2 3", b"3 4"]
+        for event in store.unpublished():
+            store.mark_published(event.seq)
+        assert store.unpublished() == []
+
+
+def test_the_dialogue_is_restored_by_session_oldest_first(tmp_path: Path) -> None:
+    with EventStore(tmp_path / "events") as store:
+        for number, name in enumerate("abcd"):
+            turn = StoredTurn(name, f"word {number}")
+            store.add("s", "transcript", json_of("t"))
+            store.add("s", "emotion", json_of("e"), answers=number, turn=turn)
+        store.add("s", "fault", json_of("f"), answers=9)
+        store.add("t", "emotion", json_of("e"), answers=0, turn=StoredTurn("z", "elsewhere"))
+    with EventStore(tmp_path / "events") as store:
+        assert store.turns("s", 3) == [StoredTurn(name, f"word {number}") for number, name in enumerate("abcd")][1:]
+        assert store.turns("t", 3) == [StoredTurn("z", "elsewhere")]
+        assert store.turns("u", 3) == []
+
+
+def test_a_transaction_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    with EventStore(tmp_path / "events") as store:
+        store.add("s", "fault", json_of("before"))
+
+        def half() -> None:
+            with store.transaction():
+                store.add("s", "transcript", json_of("half"))
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            half()
+        assert store.last_seq == 1
+        assert store.add("s", "fault", json_of("after")).seq == 2
+        assert [event.json for event in store.unpublished()] == [b"before 1", b"after 2"]
+
+
+def test_a_failing_statement_inside_a_transaction_leaves_nothing(tmp_path: Path) -> None:
+    with EventStore(tmp_path / "events") as store:
+        store.add("s", "emotion", json_of("e"), answers=0)
+
+        def again() -> None:
+            with store.transaction():
+                store.add("s", "transcript", json_of("half"))
+                store.add("s", "emotion", json_of("e"), answers=0)
+
+        with pytest.raises(JournalError, match="UNIQUE"):
+            again()
+        assert [event.type for event in store.unpublished()] == ["emotion"]
+        with store.transaction():
+            store.add("s", "fault", json_of("after"))
+        assert store.last_seq == 2
+
+
+# ----------------------------------------------------------------------------------------------------- deaths
+
+# Two events a transaction, one utterance each; a number on standard output says that it is stored.
+_WRITER = """
+import sys
+from pathlib import Path
+from stream.journal import EventStore, Outbox, StoredTurn
+
+folder = Path(sys.argv[1])
+with EventStore(folder / "events") as store, Outbox(folder / "outbox") as outbox:
+    number = 0
+    while True:
+        outbox.put("s", number, [b"x" * 50_000])
+        with store.transaction():
+            store.add("s", "transcript", lambda seq: b"t")
+            store.add("s", "emotion", lambda seq: b"e", answers=number, turn=StoredTurn("a", str(number)))
+        sys.stdout.write(f"{number}\\n")
+        sys.stdout.flush()
+        number += 1
+"""
+
+
+@pytest.mark.parametrize("stored", [0, 3, 40])
+def test_a_writer_killed_at_any_instant_loses_nothing_and_leaves_no_half(tmp_path: Path, stored: int) -> None:
+    with subprocess.Popen([sys.executable, "-c", _WRITER, str(tmp_path)], stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        for line in writer.stdout:
+            if int(line) == stored:
+                writer.kill()
+                break
+        said = stored + len(writer.stdout.read().splitlines())
+    with EventStore(tmp_path / "events") as store, Outbox(tmp_path / "outbox") as outbox:
+        events = store.unpublished()
+        assert [event.type for event in events] == ["transcript", "emotion"] * (len(events) // 2)
+        assert [event.seq for event in events] == list(range(1, len(events) + 1))
+        assert all(store.is_answered("s", number) for number in range(said + 1))
+        assert len(store.turns("s", 10**6)) == len(events) // 2
+        kept = outbox.after(0, 10**6)
+        assert len(events) // 2 <= len(kept) <= len(events) // 2 + 1
+        assert all(utterance.frames == [b"x" * 50_000] for utterance in kept)
+        store.add("s", "fault", json_of("after"))
+
+
+def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    nowhere = tmp_path / "missing" / "events"
+    with pytest.raises(JournalError, match="unable to open database file") as error:
+        EventStore(nowhere)
+    assert str(nowhere) in str(error.value)
+
+
+def test_a_file_that_is_no_journal_is_named(tmp_path: Path) -> None:
+    other = tmp_path / "notes.txt"
+    other.write_text("This is no database, but it is long enough to look like one. " * 50)
+    with pytest.raises(JournalError, match="file is not a database") as error:
+        Outbox(other)
+    assert str(other) in str(error.value)
+
+
+def test_a_full_disk_is_an_error_and_what_was_stored_stays(tmp_path: Path) -> None:
+    with EventStore(tmp_path / "events") as store:
+        store.add("s", "fault", json_of("before"))
+        store._rows("PRAGMA max_page_count = 10")  # the disk ends here
+
+        def flood() -> None:
+            with store.transaction():
+                for _ in range(100):
+                    store.add("s", "fault", lambda seq: b"x" * 4096)
+
+        with pytest.raises(JournalError, match="full"):
+            flood()
+        assert store.last_seq == 1
+        assert [event.json for event in store.unpublished()] == [b"before 1"]

@@ -1,0 +1,75 @@
+"""The command on live devices: a microphone that hears the example played, and a camera on the network."""
+
+from __future__ import annotations
+
+import subprocess
+from contextlib import ExitStack
+from pathlib import Path
+
+import av
+
+from stream.wire import Device
+from tests.commands import ANY_PORT, EXAMPLES, emotions, running
+from tests.live import MjpegServer, VirtualMicrophone, end_process
+
+SPOKEN_RATE_HZ = 48_000
+
+
+def spoken_example(path: Path) -> Path:
+    """The example's sound as a wav file."""
+    resampler = av.AudioResampler("s16", "mono", SPOKEN_RATE_HZ)
+    with av.open(str(EXAMPLES / "conversation.mp4")) as film, av.open(str(path), "w") as wav:
+        out = wav.add_stream("pcm_s16le", rate=SPOKEN_RATE_HZ, layout="mono")
+        for frame in film.decode(audio=0):
+            for piece in resampler.resample(frame):
+                wav.mux(out.encode(piece))
+        wav.mux(out.encode())
+    return path
+
+
+def test_microphone_and_camera_until_ctrl_c(
+    virtual_microphone: VirtualMicrophone, mjpeg_server: MjpegServer, tmp_path: Path
+) -> None:
+    sound = spoken_example(tmp_path / "spoken.wav")
+    mjpeg_server.start("green")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    arguments = ("--camera", mjpeg_server.url, "--events", "jsonl", *ANY_PORT)
+    with ExitStack() as stack:
+        run = stack.enter_context(running(folder, *arguments, surroundings=virtual_microphone.environment))
+        events = run.events()
+        opened: set[str] = set()
+        while opened != {"microphone", "camera"}:
+            data = next(events).payload()
+            if isinstance(data, Device) and data.state == "opened":
+                opened.add(data.device)
+        player = subprocess.Popen(["paplay", "--device=virt", str(sound)], env=virtual_microphone.environment)
+        stack.callback(end_process, player)
+        heard = []
+        while len(heard) < 3:
+            heard += emotions([next(events)])
+        run.interrupt()
+        rest = list(events)
+        assert run.end() == 130
+        assert run.left_running() == []
+
+    assert "letter" in heard[0].text
+    assert "happy" in heard[1].text
+    for emotion in heard:
+        assert emotion.modalities["audio"].captured
+        assert emotion.modalities["video"].captured, emotion.modalities["video"].reason
+        assert emotion.stages_ms.total is not None
+    assert any(isinstance(data := event.payload(), Device) and data.state == "ended" for event in rest)
+
+
+def test_devices_and_doctor_see_the_microphone(virtual_microphone: VirtualMicrophone, tmp_path: Path) -> None:
+    with running(tmp_path, "devices", surroundings=virtual_microphone.environment) as run:
+        output, _ = run.process.communicate()
+        assert run.process.returncode == 0
+    assert "pulse" in output
+    assert "cameras (--camera):" in output
+    with running(tmp_path, "doctor", surroundings=virtual_microphone.environment) as run:
+        output, complaints = run.process.communicate()
+        assert run.process.returncode == 0, output + complaints
+    assert "ok  model" in output
+    assert "!!" not in output
