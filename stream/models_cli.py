@@ -46,7 +46,7 @@ def list_(
     from telme.modeling import read_config
     from telme.shelf import bundles_in
 
-    for name in bundles_in(folder):
+    for name in list(bundles_in(folder)):
         config: TelmeConfig = read_config(bundle_path(name))
         typer.echo(f"{name}  {config.dataset}  {config.mode}  {'+'.join(config.parts)}")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,7 +48,6 @@ from telme.predictor import Prediction, Predictor, TorchPredictor
 _log = logging.getLogger(__name__)
 
 HEARTBEAT_MS = 1000
-WORKER_SESSION = "worker"
 # A worker that was started again gives subscribers so long to come back before it speaks.
 _SUBSCRIBER_GRACE_MS = 2000
 
@@ -66,8 +67,8 @@ def load_model(bundle_name: str, threads: int) -> Model:
     Raises:
         BundleError: It cannot be loaded.
     """
-    if threads:
-        torch.set_num_threads(threads)
+    # By default half of the cores: the recognizer works at the same time as the model.
+    torch.set_num_threads(threads or max((os.cpu_count() or 1) // 2, 1))
     bundle = load_bundle(bundle_name)
     maker = FeatureMaker(bundle.tokenizer, bundle.config)
     predictor = TorchPredictor(bundle)
@@ -118,6 +119,7 @@ class Worker:
         self._model = model
         self._dialogues: dict[str, DialogueWindow] = {}
         self._clock_id = clock_id()
+        self._session = f"worker-{secrets.token_hex(4)}"  # source of events that are of no capture session
         self._answered = self._bad_messages = 0
         self._beat_ns = 0
 
@@ -142,7 +144,7 @@ class Worker:
         for received in self._link.receive():
             if isinstance(received, WireError):
                 self._bad_messages += 1
-                self._say(WORKER_SESSION, Fault(f"a message was refused: {received}", None))
+                self._say(self._session, Fault(f"a message was refused: {received}", None))
             else:
                 self._handle(received)
 
@@ -151,7 +153,7 @@ class Worker:
         self._beat_ns = time.monotonic_ns() + HEARTBEAT_MS * 1_000_000
         counters = {"answered": self._answered, "bad_messages": self._bad_messages}
         status = Status("worker", "stopped" if state == "stopped" else "running", {}, counters)
-        self._pass_on(WORKER_SESSION, status, time.time_ns())
+        self._pass_on(self._session, status, time.time_ns())
 
     def _handle(self, received: Received) -> None:
         match received.message:
@@ -164,7 +166,7 @@ class Worker:
             case Hello() as hello:
                 _log.info("capture connected: session %s", hello.session)
             case Ack():
-                self._say(WORKER_SESSION, Fault("a message was refused: an ack sent to the worker", None))
+                self._say(self._session, Fault("a message was refused: an ack sent to the worker", None))
 
     def _report(self, report: Report) -> None:
         try:

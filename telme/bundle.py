@@ -10,12 +10,14 @@ SHA256SUMS             digests of the files above but for the card, as `sha256su
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,11 @@ CARD_FILE = "README.md"
 SUMS_FILE = "SHA256SUMS"
 REQUIRED_FILES = (CONFIG_FILE, TEXT_FILE, TOKENIZER_FILE, "tokenizer_config.json", CARD_FILE)
 PACKAGED = ("compact",)
+_TOKENIZER_CHECKS: Mapping[str, Callable[[dict[str, Any]], bool]] = {
+    "vocab.json": lambda content: all(isinstance(number, int) for number in content.values()),
+    TOKENIZER_FILE: lambda content: isinstance(content.get("model"), dict),
+    "tokenizer_config.json": lambda content: True,
+}
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -107,11 +114,37 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     Raises:
         BundleError: There is none, or it is damaged.
     """
+    check_tokenizer_files(folder)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{folder}: {error}", "a tokenizer", "copy the bundle again") from error
     return tokenizer
+
+
+def check_tokenizer_files(folder: Path) -> None:
+    """Check that a tokenizer's files can be read; the tokenizers library has no exception of its own for that.
+
+    Raises:
+        BundleError: One is not JSON of its kind, or a merge is none.
+    """
+    remedy = "fetch the tokenizer's files again"
+    for name, holds in _TOKENIZER_CHECKS.items():
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise BundleError(f"{path}: {error}", "JSON", remedy) from error
+        if not isinstance(content, dict) or not holds(content):
+            raise BundleError(f"{path} holds something else", "what a tokenizer saves under that name", remedy)
+    merges = folder / "merges.txt"
+    if merges.is_file():
+        lines = merges.read_text(encoding="utf-8", errors="replace").splitlines()
+        odd = [line for line in lines if line and not line.startswith("#version") and line.count(" ") != 1]
+        if odd:
+            raise BundleError(f"{merges} with the line {odd[0]!r}", "two tokens a line", remedy)
 
 
 def save_bundle(

@@ -11,6 +11,8 @@ import pickle
 import struct
 import tarfile
 import tempfile
+import warnings
+import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, RobertaTokenizer
 
 from telme.backbones import PUBLISHED_BACKBONES, Backbones, published_config
-from telme.bundle import write_bundle
+from telme.bundle import check_tokenizer_files, write_bundle
 from telme.config import Part, TelmeConfig
 from telme.dialogue import SPEAKER_TOKENS
 from telme.errors import BundleError, MissingDependency, UsageError
@@ -62,6 +64,8 @@ def import_published(
         raise UsageError(f"dataset {dataset!r}", f"one of {', '.join(LABEL_SETS)}", "set --dataset")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists", "a new folder", "choose another --out, or remove it")
+    if not source.exists():
+        raise BundleError(f"no file or folder {source}", _LABEL, "check the path")
     config = published_config(dataset, backbones)
     tokenizer = published_tokenizer(tokenizer_folder, config)
     try:
@@ -94,6 +98,7 @@ def published_tokenizer(folder: Path | None, config: TelmeConfig) -> PreTrainedT
             f"the tokenizer files of {TOKENIZER_HUB_ID}: {', '.join(_TOKENIZER_FILES)}",
             "check the folder given to --tokenizer",
         )
+    check_tokenizer_files(folder)
     try:
         tokenizer: PreTrainedTokenizerBase = RobertaTokenizer.from_pretrained(folder, local_files_only=True)
         tokenizer.add_special_tokens({"additional_special_tokens": list(SPEAKER_TOKENS)})
@@ -129,13 +134,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         BundleError: It is damaged, holds anything but named tensors, or a number in them is not finite.
     """
     remedy = "fetch the file again, from the authors"
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise BundleError(f"{path.name} holds code or is damaged, and was not run", "plain tensors", remedy) from error
-    except (OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, struct.error) as error:
-        reason = str(error).split("\n", maxsplit=1)[0]
-        raise BundleError(f"{path.name} is truncated or damaged: {reason}", "a file of torch.save", remedy) from error
+    loaded = _load(path, remedy)
     if not isinstance(loaded, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
     ):
@@ -144,6 +143,35 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     if broken:
         raise BundleError(f"{path.name} with numbers that are not finite in {', '.join(broken)}", "finite ones", remedy)
     return dict(loaded)
+
+
+def _load(path: Path, remedy: str) -> object:
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                # torch itself does not compare checksums.
+                if damaged := archive.testzip():
+                    raise BundleError(f"{path.name} is damaged in {damaged}", "its checksum to hold", remedy)
+        with warnings.catch_warnings():
+            # Of pickle protocols that torch does not write; what is wrong with such a file is said below.
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise BundleError(f"{path.name} holds code or is damaged, and was not run", "plain tensors", remedy) from error
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        struct.error,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        reason = str(error).split("\n", maxsplit=1)[0]
+        raise BundleError(f"{path.name} is truncated or damaged: {reason}", "a file of torch.save", remedy) from error
 
 
 def _fitting(files: Mapping[Part, Path], config: TelmeConfig) -> Iterator[tuple[Part, dict[str, Tensor]]]:
@@ -170,10 +198,8 @@ def _opened(source: Path, dataset: str, staging: Path) -> Iterator[dict[Part, Pa
     if source.is_dir():
         names = [path.relative_to(source).as_posix() for path in source.rglob("*.bin") if path.is_file()]
         yield {part: source / name for part, name in _chosen(names, dataset, source).items()}
-    elif source.is_file():
-        yield _unpacked(source, dataset, staging)
     else:
-        raise BundleError(f"no file or folder {source}", _LABEL, "check the path")
+        yield _unpacked(source, dataset, staging)
 
 
 def _unpacked(archive: Path, dataset: str, staging: Path) -> dict[Part, Path]:

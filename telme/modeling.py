@@ -146,6 +146,8 @@ class TelmeModel(PreTrainedModel):
     def save_pretrained(self, save_directory: str | PathLike[str], *_: Any, **__: Any) -> None:
         """Write config.json and the parts' files, in the type that the weights have.
 
+        What else transformers hands to this method, such as a shard size, means nothing here.
+
         Args:
             save_directory: Folder; made if need be.
         """

@@ -36,7 +36,7 @@ def pixel_values(frames: NDArray[np.uint8], mode: Mode, edge: int = 224) -> Tens
     Raises:
         FeatureError: The array has another shape or type.
     """
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[0] != FRAMES or frames.shape[3] != 3:
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[::3] != (FRAMES, 3) or not frames.size:
         raise FeatureError(
             f"frames {frames.dtype} {frames.shape}",
             f"uint8 [{FRAMES}, height, width, 3]",

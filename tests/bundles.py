@@ -1,7 +1,9 @@
-"""A bundle of toy size with random weights, for tests that need a whole model but not a good one."""
+"""Bundles of toy size with random weights, for tests that need a whole model but not a good one."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from telme.bundle import save_bundle
-from telme.config import TelmeConfig
+from telme.config import PUBLISHED_FUSION, Part, TelmeConfig
 from telme.dialogue import SPEAKER_TOKENS
+from telme.modeling import TelmeModel
 from telme.models import TextTeacher
+from tests.telme import tiny
 
 _WORDS = ["now", "feels", "hello", "there", "i", "am", "so", "happy", "sad", "the", "a", "you", "what", "is", "it"]
 _SIGNS = ["no", "yes", ".", ",", "!", "?", "'"]
@@ -60,4 +64,27 @@ def make_tiny_bundle(folder: Path) -> Path:
     config = tiny_config(len(tokenizer))
     torch.manual_seed(7)
     save_bundle(folder, config, TextTeacher(config), tokenizer, "# A toy for tests: random weights.\n")
+    return folder
+
+
+def make_full_bundle(folder: Path, without: Collection[Part] = (), mode: str = "clean") -> Path:
+    """Write a bundle with students and fusion, but for the parts in `without`, and return its folder."""
+    tokenizer = tiny_tokenizer()
+    config = tiny_config(len(tokenizer))
+    config.mode = mode
+    # As wide as the features that the fusion takes.
+    config.audio_config = None if "audio" in without else {**tiny.AUDIO, "hidden_size": 768, "mask_time_prob": 0.0}
+    config.video_config = None if "video" in without else {**tiny.VIDEO, "hidden_size": 768}
+    config.fusion = None if "fusion" in without else asdict(PUBLISHED_FUSION["meld"])
+    torch.manual_seed(8)
+    model = TelmeModel(config)
+    networks = {part: network for part in config.parts if (network := model.network(part)) is not None}
+    save_bundle(
+        folder,
+        config,
+        model.text,
+        tokenizer,
+        "# A toy for tests: random weights.\n",
+        {part: network for part, network in networks.items() if part != "text"},
+    )
     return folder

@@ -154,9 +154,10 @@ def test_capture_and_worker_run_apart(tmp_path: Path) -> None:
     worker = ("worker", "--utterances-address", utterances, "--events-address", events)
     capture = ("capture", "--utterances-address", utterances, "--input", CONVERSATION, "--fast", "--no-camera")
     with running(tmp_path / "watch", "watch", events, "--events", "jsonl") as watch:
-        with running(tmp_path / "worker", *worker) as serving, running(tmp_path / "capture", *capture) as capturing:
-            assert any(event.type == "status" for event in watch.events())
-            assert capturing.end() == 0
+        with running(tmp_path / "worker", *worker) as serving:
+            assert any(event.type == "status" for event in watch.events())  # the watcher is there before the talk
+            with running(tmp_path / "capture", *capture) as capturing:
+                assert capturing.end() == 0
             serving.interrupt()
             assert serving.end() == 130
         seen = []

@@ -1,6 +1,6 @@
 """Checkpoints with the authors' file names, parameter names and shapes, and random weights.
 
-    python -m tests.telme.checkpoints --dataset meld --out FOLDER     full size: 2.3 GB
+python -m tests.telme.checkpoints --dataset meld --out FOLDER     full size: 2.3 GB, and FOLDER/tokenizer
 """
 
 from __future__ import annotations
@@ -22,13 +22,20 @@ from tests.telme import tiny
 
 BPE = Path(__file__).parents[1] / "golden" / "bpe"
 SPEAKERS = 9
+ROBERTA_TOKENS = 50_265
 
 
-def toy_tokenizer_files(folder: Path) -> int:
-    """Write a tokenizer laid out as RoBERTa's, with a small vocabulary; returns its size without speakers."""
+def toy_tokenizer_files(folder: Path, size: int = 0) -> int:
+    """Write a tokenizer laid out as RoBERTa's, with a small vocabulary; returns its size without speakers.
+
+    Args:
+        folder: Where; made if need be.
+        size: Fill it up to so many tokens.
+    """
     known = json.loads((BPE / "vocab.json").read_text(encoding="utf-8"))
-    special = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
-    vocabulary = {**special, **{token: index + 4 for token, index in known.items()}, "<mask>": len(known) + 4}
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *sorted(known, key=known.__getitem__)]
+    tokens += [*(f"madeupword{number}" for number in range(size - len(tokens) - 1)), "<mask>"]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     (folder / "merges.txt").write_bytes((BPE / "merges.txt").read_bytes())
@@ -42,7 +49,9 @@ def toy_backbones(tokens: int) -> Backbones:
         tokens: Size of the vocabulary without speakers.
     """
     text = {**tiny.TEXT_FAMILIES["roberta"], "vocab_size": tokens + SPEAKERS, "max_position_embeddings": 514}
-    return Backbones(text, {**tiny.AUDIO, "hidden_size": 768, "mask_time_prob": 0.0}, {**tiny.VIDEO, "hidden_size": 768})
+    return Backbones(
+        text, {**tiny.AUDIO, "hidden_size": 768, "mask_time_prob": 0.0}, {**tiny.VIDEO, "hidden_size": 768}
+    )
 
 
 def make_checkpoint(folder: Path, dataset: str, backbones: Backbones = PUBLISHED_BACKBONES) -> None:
@@ -71,7 +80,7 @@ def unused(part: Part, network: nn.Module, backbones: Backbones) -> Mapping[str,
 
 def pack(folder: Path, archive: Path, prefix: str = "TelME") -> None:
     """The folder as a gzipped tar archive."""
-    with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
+    with tarfile.open(archive, "w:gz", compresslevel=0) as tar:
         tar.add(folder, prefix)
 
 
@@ -82,6 +91,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     make_checkpoint(options.out, options.dataset)
+    toy_tokenizer_files(options.out / "tokenizer", ROBERTA_TOKENS)
 
 
 if __name__ == "__main__":

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
-from telme.bundle import REQUIRED_FILES, TEXT_FILE, load_bundle
+from telme.bundle import REQUIRED_FILES, TEXT_FILE, load_bundle, load_tokenizer, save_bundle
 from telme.dialogue import DialogueWindow, Turn
 from telme.errors import BundleError, FeatureError
 from telme.features import FeatureMaker
+from telme.fusion import AttentionShiftFusion
+from telme.models import TextTeacher
 from telme.predictor import TorchPredictor
-from tests.bundles import make_tiny_bundle, tiny_config, tiny_tokenizer
+from tests.bundles import make_full_bundle, make_tiny_bundle, tiny_config, tiny_tokenizer
 
 
 @pytest.fixture
@@ -64,6 +67,41 @@ def test_a_config_that_is_none_is_refused(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text, encoding="utf-8")
     with pytest.raises(BundleError, match=r"config\.json"):
         load_bundle(str(folder))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"model": 1}', '{"added_tokens": []}'])
+def test_a_damaged_tokenizer_is_refused(folder: Path, content: str) -> None:
+    (folder / "tokenizer.json").write_text(content, encoding="utf-8")
+    with pytest.raises(BundleError, match=r"tokenizer\.json"):
+        load_bundle(str(folder))
+
+
+def test_a_tokenizer_with_more_tokens_than_the_weights_is_refused(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_tokens(["<stranger>"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(BundleError, match="tokens"):
+        load_bundle(str(folder))
+
+
+def test_parts_that_the_configuration_does_not_name_are_not_saved(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    config = tiny_config(len(tokenizer))
+    with pytest.raises(BundleError, match="the parts text, fusion"):
+        save_bundle(tmp_path, config, TextTeacher(config), tokenizer, "#", {"fusion": AttentionShiftFusion(config)})
+
+
+def test_a_model_id_follows_from_all_weights(tmp_path: Path) -> None:
+    whole, deaf = make_full_bundle(tmp_path / "a" / "toy"), make_full_bundle(tmp_path / "b" / "toy", ["audio"])
+    ids = {load_bundle(str(folder)).model_id for folder in (whole, deaf)}
+    assert len(ids) == 2
+    assert all(model_id.startswith("toy-") for model_id in ids)
+
+
+def test_sums_are_those_that_sha256sum_checks(folder: Path) -> None:
+    run = subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "text.safetensors: OK" in run.stdout
 
 
 def test_neighbours_and_padding_change_no_answer(folder: Path) -> None:

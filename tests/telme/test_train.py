@@ -16,7 +16,12 @@ from telme.train import main
 from tests.bundles import tiny_config, tiny_tokenizer
 
 HEADER = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID\n"
-LINES = (("i am so happy !", "joy"), ("i am so sad .", "sadness"), ("what is it ?", "surprise"), ("hello there", "neutral"))
+LINES = (
+    ("i am so happy !", "joy"),
+    ("i am so sad .", "sadness"),
+    ("what is it ?", "surprise"),
+    ("hello there", "neutral"),
+)
 
 
 @pytest.fixture

@@ -1,0 +1,299 @@
+"""The authors' checkpoints become a bundle, or one clear error and nothing on disk."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from telme.backbones import Backbones
+from telme.bundle import load_bundle, load_tokenizer
+from telme.dialogue import Turn
+from telme.errors import BundleError, TelmeStreamError, UsageError
+from telme.features import FeatureMaker
+from telme.importer import import_published, published_tokenizer, read_checkpoint
+from telme.modes import CLEAN, PUBLISHED_MELD
+from telme.predictor import TorchPredictor
+from telme.published import PARTS, published_names
+from telme.shelf import verify
+from telme.tokens import prompt_for_tokenizer
+from tests.telme.checkpoints import make_checkpoint, pack, toy_backbones, toy_tokenizer_files
+from tests.telme.prompts import made_up_prompts
+
+
+class Shelf:
+    """Toy checkpoints of both data sets, and a tokenizer."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = folder / "tokenizer"
+        self.backbones: Backbones = toy_backbones(toy_tokenizer_files(self.tokenizer))
+        self.authors = {dataset: folder / dataset for dataset in ("meld", "iemocap")}
+        for dataset, place in self.authors.items():
+            make_checkpoint(place, dataset, self.backbones)
+
+    def imported(self, source: Path, out: Path, dataset: str = "meld") -> Path:
+        import_published(source, dataset, out, self.tokenizer, self.backbones)
+        return out
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+    return Shelf(tmp_path_factory.mktemp("authors"))
+
+
+@pytest.fixture
+def authors(shelf: Shelf, tmp_path: Path) -> Path:
+    """MELD's files in a folder of links; a file must be removed before another is written in its place."""
+    return Path(shutil.copytree(shelf.authors["meld"], tmp_path / "authors", copy_function=os.link))
+
+
+def put(path: Path, content: object, zipped: bool = True) -> None:
+    """Save in the place of a link."""
+    path.unlink()
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+
+
+def put_bytes(path: Path, content: bytes) -> None:
+    """Write in the place of a link."""
+    path.unlink()
+    path.write_bytes(content)
+
+
+def refused(shelf: Shelf, source: Path, tmp_path: Path, says: str) -> None:
+    """It is refused in one line, and leaves nothing behind."""
+    out = tmp_path / "made" / "bundle"
+    with pytest.raises(BundleError, match=says) as caught:
+        shelf.imported(source, out)
+    assert "\n" not in str(caught.value)
+    assert not out.exists()
+    assert not list(out.parent.iterdir()) if out.parent.exists() else True
+
+
+@pytest.mark.parametrize("dataset", ["meld", "iemocap"])
+def test_every_published_number_is_in_the_bundle(shelf: Shelf, tmp_path: Path, dataset: str) -> None:
+    source = shelf.authors[dataset]
+    bundle = load_bundle(str(shelf.imported(source, tmp_path / "bundle", dataset)))
+    assert bundle.config.input_mode.name == f"published-{dataset}"
+    assert bundle.config.parts == ("text", "audio", "video", "fusion")
+    for part, published in PARTS.items():
+        network = bundle.model.network(part)
+        assert network is not None
+        own, weights = network.state_dict(), read_checkpoint(source / published.file)
+        for name, ours in published_names(part, weights, own).items():
+            assert torch.equal(own[ours], weights[name]), name
+    findings = list(verify(str(tmp_path / "bundle")))
+    assert not [finding for finding in findings if finding.wrong]
+    assert findings[-1].seen == "probabilities sum to 1, from text, audio, video"
+
+
+def test_an_imported_bundle_answers_from_text_alone_and_says_so(shelf: Shelf, tmp_path: Path) -> None:
+    bundle = load_bundle(str(shelf.imported(shelf.authors["meld"], tmp_path / "bundle")))
+    maker = FeatureMaker(bundle.tokenizer, bundle.config)
+    (prediction,) = TorchPredictor(bundle).predict([maker.make(maker.window([Turn("a", "it's me")]))])
+    assert prediction.unused == {"audio": "not given", "video": "not given"}
+
+
+def test_an_archive_gives_what_its_folder_gives(shelf: Shelf, tmp_path: Path) -> None:
+    pack(shelf.authors["meld"], tmp_path / "TelME.tar.gz")
+    first = shelf.imported(tmp_path / "TelME.tar.gz", tmp_path / "a")
+    second = shelf.imported(shelf.authors["meld"], tmp_path / "b")
+    for path in first.iterdir():
+        assert path.read_bytes() == (second / path.name).read_bytes(), path.name
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["TelME.tar.gz", "a", "b"]
+
+
+@pytest.mark.parametrize("dataset", ["meld", "iemocap"])
+def test_of_an_archive_with_both_the_asked_for_data_set_is_taken(shelf: Shelf, tmp_path: Path, dataset: str) -> None:
+    archive = tmp_path / "both.tar.gz"
+    with tarfile.open(archive, "w:gz", compresslevel=0) as tar:
+        for name, folder in shelf.authors.items():
+            tar.add(folder, f"TelME/{name.upper()}/save_model")
+    bundle = load_bundle(str(shelf.imported(archive, tmp_path / "bundle", dataset)))
+    assert bundle.config.dataset == dataset
+
+
+def test_weights_of_the_other_data_set_are_refused(shelf: Shelf, tmp_path: Path) -> None:
+    refused(
+        shelf, shelf.authors["iemocap"], tmp_path, r"mis-shaped .*classifier.weight: \[6, 768\], expected \[7, 768\]"
+    )
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_missing_file_is_named(shelf: Shelf, authors: Path, tmp_path: Path, part: Any) -> None:
+    (authors / PARTS[part].file).unlink()
+    refused(shelf, authors, tmp_path, f"no {PARTS[part].file}")
+
+
+def test_two_of_a_file_are_not_chosen_from(shelf: Shelf, authors: Path, tmp_path: Path) -> None:
+    shutil.copytree(shelf.authors["meld"], authors / "meld" / "one")
+    shutil.copytree(shelf.authors["meld"], authors / "meld" / "two")
+    refused(shelf, authors, tmp_path, "2 teacher.bin for meld")
+
+
+@pytest.mark.parametrize(
+    ("file", "edit", "says"),
+    [
+        ("teacher.bin", lambda weights: weights.pop("W.bias"), r"teacher.bin with missing W\.bias"),
+        ("total_fusion.bin", lambda weights: weights.update(X=torch.ones(1)), "total_fusion.bin with extra X"),
+        (
+            "student_audio/total_student.bin",
+            lambda weights: weights.update({"W.bias": torch.ones(2)}),
+            r"student_audio/total_student.bin with mis-shaped W\.bias: \[2\], expected \[7\]",
+        ),
+        (
+            "student_video/total_student.bin",
+            lambda weights: weights["W.bias"].fill_(float("nan")),
+            r"not finite in W\.bias",
+        ),
+    ],
+)
+def test_parameters_that_do_not_fit_are_named(
+    shelf: Shelf, authors: Path, tmp_path: Path, file: str, edit: Callable[[dict[str, Tensor]], object], says: str
+) -> None:
+    weights = torch.load(authors / file, weights_only=True)
+    edit(weights)
+    put(authors / file, weights)
+    refused(shelf, authors, tmp_path, says)
+
+
+class Payload:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_payload_is_refused_and_not_run(shelf: Shelf, authors: Path, tmp_path: Path, raw: bool) -> None:
+    victim = tmp_path / "victim"
+    content = {"W.bias": torch.ones(7), "evil": Payload(str(victim))}
+    if raw:
+        put_bytes(authors / "teacher.bin", pickle.dumps(content))
+    else:
+        put(authors / "teacher.bin", content)
+    refused(shelf, authors, tmp_path, "teacher.bin holds code or is damaged, and was not run")
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.99, -1])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_truncated_file_is_refused(shelf: Shelf, authors: Path, tmp_path: Path, kept: float, legacy: bool) -> None:
+    path = authors / "teacher.bin"
+    put(path, torch.load(path, weights_only=True), zipped=not legacy)
+    content = path.read_bytes()
+    put_bytes(path, content[: int(kept * len(content)) if 0 < kept < 1 else int(kept)])
+    refused(shelf, authors, tmp_path, "teacher.bin")
+
+
+def test_a_flipped_bit_is_found(shelf: Shelf, authors: Path, tmp_path: Path) -> None:
+    path = authors / "teacher.bin"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x40
+    put_bytes(path, bytes(content))
+    refused(shelf, authors, tmp_path, "teacher.bin is damaged in")
+
+
+@pytest.mark.parametrize("content", [torch.ones(3), [torch.ones(3)], {"a": 1}, {1: torch.ones(1)}])
+def test_what_is_no_state_dict_is_refused(shelf: Shelf, authors: Path, tmp_path: Path, content: object) -> None:
+    put(authors / "teacher.bin", content)
+    refused(shelf, authors, tmp_path, "expected tensors by name")
+
+
+def archive_with(path: Path, authors: Path, member: tarfile.TarInfo, content: bytes = b"") -> Path:
+    """The authors' archive with its teacher.bin replaced."""
+    with tarfile.open(path, "w") as tar:
+        for published in list(PARTS.values())[1:]:
+            tar.add(authors / published.file, published.file)
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize("name", ["../escaped/teacher.bin", "../../teacher.bin", "a/../../teacher.bin"])
+def test_an_archive_cannot_write_outside(shelf: Shelf, authors: Path, tmp_path: Path, name: str) -> None:
+    content = (authors / "teacher.bin").read_bytes()
+    archive = archive_with(tmp_path / "evil.tar", authors, tarfile.TarInfo(name), content)
+    refused(shelf, archive, tmp_path, "outside the destination")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["authors", "evil.tar", "made"]
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE])
+def test_what_is_no_plain_file_in_an_archive_is_refused(
+    shelf: Shelf, authors: Path, tmp_path: Path, kind: bytes
+) -> None:
+    member = tarfile.TarInfo("teacher.bin")
+    member.type, member.linkname = kind, "/etc/hostname"
+    refused(shelf, archive_with(tmp_path / "evil.tar", authors, member), tmp_path, "teacher.bin is no file")
+
+
+@pytest.mark.parametrize("kept", [0, 100, 0.5])
+def test_a_truncated_archive_is_refused(shelf: Shelf, tmp_path: Path, kept: float) -> None:
+    archive = tmp_path / "TelME.tar.gz"
+    pack(shelf.authors["meld"], archive)
+    content = archive.read_bytes()
+    archive.write_bytes(content[: int(kept * len(content)) if kept < 1 else int(kept)])
+    refused(shelf, archive, tmp_path, "TelME.tar.gz")
+
+
+def test_no_source_is_named(shelf: Shelf, tmp_path: Path) -> None:
+    refused(shelf, tmp_path / "none", tmp_path, "no file or folder")
+
+
+def test_a_folder_that_is_taken_stays_as_it_is(shelf: Shelf, tmp_path: Path) -> None:
+    (tmp_path / "note").write_text("mine", encoding="utf-8")
+    with pytest.raises(UsageError, match="exists"):
+        shelf.imported(shelf.authors["meld"], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["note"]
+
+
+def test_an_unknown_data_set_is_a_wrong_usage(shelf: Shelf, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="one of meld, iemocap"):
+        shelf.imported(shelf.authors["meld"], tmp_path / "bundle", "emory")
+
+
+@pytest.mark.parametrize("break_it", ["empty", "longer", "no json"])
+def test_another_tokenizer_is_refused(shelf: Shelf, tmp_path: Path, break_it: str) -> None:
+    folder = tmp_path / "tokenizer"
+    toy_tokenizer_files(folder)
+    vocabulary = folder / "vocab.json"
+    match break_it:
+        case "empty":
+            vocabulary.unlink()
+        case "longer":
+            vocabulary.write_text(vocabulary.read_text(encoding="utf-8").replace("{", '{"zzz": 9999, ', 1), "utf-8")
+        case _:
+            vocabulary.write_text("no json", encoding="utf-8")
+    with pytest.raises(BundleError, match="tokenizer"):
+        import_published(shelf.authors["meld"], "meld", tmp_path / "bundle", folder, shelf.backbones)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_disk_without_room_leaves_nothing(shelf: Shelf, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(TelmeStreamError, match="cannot be written"):
+        shelf.imported(shelf.authors["meld"], tmp_path / "file" / "bundle")
+
+
+def test_the_bundles_tokenizer_is_the_one_that_was_given(shelf: Shelf, tmp_path: Path) -> None:
+    bundle = shelf.imported(shelf.authors["meld"], tmp_path / "bundle")
+    given = published_tokenizer(shelf.tokenizer, load_bundle(str(bundle)).config)
+    kept = load_tokenizer(bundle)
+    for mode in (CLEAN, PUBLISHED_MELD):
+        prompts = [prompt_for_tokenizer(prompt, mode) for prompt in made_up_prompts(100)]
+        made = [tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"] for tokenizer in (given, kept)]
+        assert made[0] == made[1]
+    assert [kept.convert_ids_to_tokens(len(kept) - 9 + number) for number in range(9)] == [
+        f"<s{number}>" for number in range(1, 10)
+    ]

@@ -1,0 +1,147 @@
+"""TelmeModel: the conventions of transformers, and one file for each part."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel
+
+from telme.config import PUBLISHED_FUSION, Part, TelmeConfig
+from telme.errors import BundleError
+from telme.fusion import AttentionShiftFusion
+from telme.modeling import PART_FILES, TelmeModel
+from tests.bundles import make_full_bundle, make_tiny_bundle
+from tests.telme import tiny
+
+STUDENTS: tuple[Part, ...] = ("audio", "video")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_full_bundle(tmp_path_factory.mktemp("bundles") / "full")
+
+
+def edit(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+
+
+def test_auto_classes_load_a_bundle(folder: Path) -> None:
+    assert isinstance(AutoConfig.from_pretrained(folder), TelmeConfig)
+    model = AutoModel.from_pretrained(folder)
+    assert isinstance(model, TelmeModel)
+    assert not model.training
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_what_was_saved_is_loaded_part_for_part(folder: Path, tmp_path: Path) -> None:
+    model = TelmeModel.from_pretrained(str(folder))
+    model.save_pretrained(tmp_path / "copy")
+    assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == sorted(["config.json", *PART_FILES.values()])
+    again = TelmeModel.from_pretrained(tmp_path / "copy")
+    assert again.config.to_dict() == model.config.to_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_a_part_has_its_own_names_and_loads_alone(folder: Path) -> None:
+    network = AttentionShiftFusion(tiny.config())
+    network.load_state_dict(load_file(folder / PART_FILES["fusion"]))
+    assert {value.dtype for value in load_file(folder / PART_FILES["text"]).values()} == {torch.float16}
+
+
+def test_weights_load_in_the_type_that_is_asked_for(folder: Path) -> None:
+    model = TelmeModel.from_pretrained(folder, dtype=torch.float16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
+
+
+def test_buffers_are_those_of_a_network_built_by_hand(folder: Path) -> None:
+    loaded, built = TelmeModel.from_pretrained(folder), TelmeModel(AutoConfig.from_pretrained(folder))
+    expected = dict(built.named_buffers())
+    assert expected
+    for name, value in loaded.named_buffers():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_the_answer_is_the_fusion_of_the_three_features(folder: Path) -> None:
+    model = TelmeModel.from_pretrained(folder)
+    ids, mask = torch.arange(6, 18).reshape(2, 6), torch.ones(2, 6, dtype=torch.int64)
+    sound, pictures = tiny.noise(2, 1600), tiny.noise(2, 8, 3, 32, 32)
+    present = torch.tensor([[True, True], [False, True]])
+    assert model.audio is not None
+    assert model.video is not None
+    assert model.fusion is not None
+    with torch.inference_mode():
+        whole = model(ids, mask, sound, pictures, present)
+        expected = model.fusion(
+            model.text(ids, mask).feature, model.audio(sound).feature, model.video(pictures).feature, present
+        )
+        text_only = model(ids, mask)
+    assert torch.equal(whole.logits, expected.logits)
+    assert whole.used.tolist() == [[True, True, True], [True, False, True]]
+    assert text_only.used.tolist() == [[True, False, False]] * 2
+
+
+def test_without_a_fusion_the_teacher_answers(tmp_path: Path) -> None:
+    model = TelmeModel.from_pretrained(make_tiny_bundle(tmp_path / "tiny"))
+    assert (model.audio, model.video, model.fusion) == (None, None, None)
+    ids, mask = torch.arange(6, 12)[None], torch.ones(1, 6, dtype=torch.int64)
+    with torch.inference_mode():
+        assert torch.equal(model(ids, mask).logits, model.text(ids, mask).logits)
+
+
+@pytest.mark.parametrize("part", PART_FILES)
+def test_a_part_that_the_configuration_names_must_be_there(tmp_path: Path, part: Part) -> None:
+    folder = make_full_bundle(tmp_path / "full")
+    (folder / PART_FILES[part]).unlink()
+    with pytest.raises(BundleError, match=PART_FILES[part]):
+        TelmeModel.from_pretrained(folder)
+
+
+def test_a_part_of_another_shape_is_refused(tmp_path: Path) -> None:
+    folder = make_full_bundle(tmp_path / "full")
+    edit(folder, dataset="iemocap")
+    with pytest.raises(BundleError, match="size mismatch"):
+        TelmeModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"mode": "published-emory"}, "mode 'published-emory'"),
+        ({"mode": "published-iemocap"}, "with dataset 'meld'"),
+        ({"dataset": "emory"}, "dataset 'emory'"),
+        ({"audio_config": {"hidden_size": 768}}, "audio_config or its model_type"),
+    ],
+)
+def test_a_configuration_that_does_not_hold_says_why(tmp_path: Path, changes: dict[str, object], says: str) -> None:
+    folder = make_full_bundle(tmp_path / "full")
+    edit(folder, **changes)
+    with pytest.raises(BundleError, match=says):
+        TelmeModel.from_pretrained(folder)
+
+
+def test_parts_follow_from_the_configuration() -> None:
+    text = TelmeConfig(text_config=tiny.TEXT_FAMILIES["bert"])
+    assert text.parts == ("text",)
+    assert text.why_unread("audio") == "the bundle has no audio student"
+    students = tiny.config()
+    assert students.parts == ("text", "audio", "video")
+    assert students.why_unread("video") == "the bundle has no fusion that would read the video student"
+    settings = replace(PUBLISHED_FUSION["meld"], beta_shift=0.5)
+    deaf = tiny.config(audio_config=None, fusion=settings)
+    assert deaf.parts == ("text", "video", "fusion")
+    assert deaf.fusion_settings == settings
+    assert (deaf.why_unread("audio"), deaf.why_unread("video")) == ("the bundle has no audio student", None)
+
+
+@pytest.mark.parametrize("student", STUDENTS)
+def test_a_bundle_without_a_student_loads(tmp_path: Path, student: Part) -> None:
+    model = TelmeModel.from_pretrained(make_full_bundle(tmp_path / "part", without=[student]))
+    assert model.network(student) is None
+    assert model.fusion is not None
