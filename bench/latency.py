@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from stream.app import new_session_id, run_all
+from stream.app import run_all
 from stream.config import load_config
 from stream.items import Session
 from stream.processes import set_up_logging
@@ -104,7 +104,7 @@ def replay(file: Path, bundle: str | None) -> Replayed:
     config = load_config(None, os.environ, flags)
     watch = Stopwatch()
     started_ns = time.monotonic_ns()
-    run_all(config, Session(new_session_id(), file, fast=False, pictures=True), watch, debug=False)
+    run_all(config, Session(file, fast=False, pictures=True), watch, debug=False)
     columns = {stage: [row[stage] for row in watch.rows] for stage in STAGES}
     return Replayed(columns, (watch.first_event_ns - started_ns) / 1e6)
 

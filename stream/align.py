@@ -35,6 +35,10 @@ class PcmRing:
         while self._blocks[0][0] + len(self._blocks[0][1]) < end - self._keep:
             self._blocks.popleft()
 
+    def __len__(self) -> int:
+        """Blocks kept."""
+        return len(self._blocks)
+
     def cut(self, start: int, end: int) -> Pcm:
         """Samples start..end.
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
-import secrets
 import shutil
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -38,11 +37,6 @@ _SINK_DEADLINE_S = 10.0
 _POLL_MS = 100
 
 Sink = Callable[[Event, bytes], None]
-
-
-def new_session_id() -> str:
-    """For instance 20261122-134455-1f2e."""
-    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def run_all(config: Config, session: Session, sink: Sink, debug: bool) -> int:
@@ -136,7 +130,8 @@ def run_folder(config: Config) -> Iterator[Path]:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise JournalError(f"{folder}: {error}", "a folder that can be written", "check --journal") from error
-        yield folder
+        with _locked(folder):
+            yield folder
         return
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     base = runtime if runtime and os.access(runtime, os.W_OK) else None
@@ -145,6 +140,23 @@ def run_folder(config: Config) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One run at a time in a folder: two would take each other's sockets and events.
+
+    Raises:
+        JournalError: Another run has it.
+    """
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise JournalError(
+                f"{folder} is used by another telme-stream", "a folder of one's own", "give another --journal"
+            ) from error
+        yield
 
 
 def _with_private_link(config: Config, folder: Path) -> Config:

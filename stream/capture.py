@@ -19,37 +19,27 @@ from typing import Protocol, TypeAlias
 from stream import wire
 from stream.align import PcmRing, cut_frames
 from stream.asr import Transcriber, Transcription
-from stream.camera import Camera
-from stream.clock import SampleClock, ms_to_samples, samples_to_ns
+from stream.clock import SampleClock, ms_to_samples
 from stream.config import AsrConfig, Config
 from stream.control import Control
+from stream.devices import Devices, Source
 from stream.frames import FrameRing
-from stream.items import AudioBlock, Missing, Pcm, Session, Span, Utterance
+from stream.items import AudioBlock, Missing, Pcm, Session, Span, Stalled, Utterance
 from stream.link import CaptureLink
-from stream.machine import clock_id
-from stream.mic import Microphone
-from stream.replay import FileReplay
+from stream.machine import clock_id, new_session_id
 from stream.segmenter import Segmenter, Started
+from stream.speakers import Conversation, speakers_for
 from stream.vad import VoiceDetector
-from telme.errors import TelmeStreamError, TranscriptionError
+from telme.errors import LinkError, TelmeStreamError, TranscriptionError
 
 _log = logging.getLogger(__name__)
 
 HEARTBEAT_NS = 1_000_000_000
 # The rings keep an utterance of the maximum length, its pre-roll and hangover, and this much more.
 _RING_SLACK_MS = 5_000
-ANSWER_DEADLINE_S = 30.0
-ASR_DRAIN_DEADLINE_S = 20.0
-SINGLE_SPEAKER = "speaker1"
-
-
-class Source(Protocol):
-    """A microphone or a file."""
-
-    overflows: int
-
-    def blocks(self) -> Iterator[AudioBlock]: ...
-    def stop(self) -> None: ...
+# At the end each utterance has so long to be transcribed, and to be answered; a stop by Ctrl-C has its own deadline.
+ANSWER_PATIENCE_S = 60.0
+ASR_PATIENCE_S = 30.0
 
 
 def run(config: Config, session: Session, folder: Path, control: Control) -> None:
@@ -62,67 +52,43 @@ def run(config: Config, session: Session, folder: Path, control: Control) -> Non
         control: The supervisor's line.
     """
     transcriber = Transcriber(config.asr)
+    conversation = Conversation(speakers_for(config.speakers), config.speakers.dialogue_gap_s)
     control.ready({"asr": transcriber.model_name})
     if not control.wait_go():
         return
     with ExitStack() as stack:
-        source, frames, camera = open_source(config, session, stack)
+        devices = stack.enter_context(Devices(config, session))
         started_wall_ns = time.time_ns()
-        hello = wire.Hello(wire.PROTOCOL, session.id, started_wall_ns)
+        hello = wire.Hello(wire.PROTOCOL, new_session_id(), started_wall_ns)
         assert config.link.utterances is not None
         link = stack.enter_context(
             CaptureLink(config.link.utterances, hello, folder / "outbox.sqlite", config.link.max_message_bytes)
         )
-        reporter = Reporter(link, session.id)
+        reporter = Reporter(link, hello.session)
         asr = stack.enter_context(
-            AsrThread(transcriber, config.asr, Sender(link, reporter, hello), waits=session.file is not None)
+            AsrThread(
+                transcriber, config.asr, Sender(link, reporter, hello, conversation), waits=session.file is not None
+            )
         )
-        threading.Thread(target=_stop_on_word, args=(control, source), name="control", daemon=True).start()
-        devices = opened_devices(config, session, camera)
-        for kind, name in devices:
-            reporter(wire.Device(kind, name, "opened"))
-        listen(Ears(config, source, frames), reporter, asr, camera)
-        asr.drain(ASR_DRAIN_DEADLINE_S)
-        for kind, name in devices:
-            reporter(wire.Device(kind, name, "ended"))
-        if unanswered := link.wait_answered(ANSWER_DEADLINE_S):
-            _log.error("the worker has not answered %d utterances; they stay in %s", unanswered, folder)
+        words = (control, devices.source, conversation)
+        threading.Thread(target=_obey, args=words, name="control", daemon=True).start()
+        for device in devices.all_are("opened"):
+            reporter(device)
+        listen(Ears(config, devices.source, devices.frames), reporter, asr, devices)
+        asr.drain(ASR_PATIENCE_S)
+        for device in devices.all_are("ended"):
+            reporter(device)
+        if unanswered := link.wait_answered(ANSWER_PATIENCE_S):
+            raise LinkError(
+                f"{unanswered} utterances without an answer, none for {ANSWER_PATIENCE_S:.0f} s",
+                "a worker that answers",
+                "see its log, or take a smaller --bundle; with --journal FOLDER they are sent again next time",
+            )
 
 
-def _stop_on_word(control: Control, source: Source) -> None:
-    control.wait_stop()
+def _obey(control: Control, source: Source, conversation: Conversation) -> None:
+    control.wait_stop(lambda: conversation.begin_dialogue(time.monotonic_ns()))
     source.stop()
-
-
-def open_source(
-    config: Config, session: Session, stack: ExitStack
-) -> tuple[Source, FrameRing | Missing, Camera | None]:
-    """Open what the session listens to and looks at.
-
-    Raises:
-        SourceError: A device or file cannot be opened.
-        MissingDependency: A library it needs is not installed.
-    """
-    ring = FrameRing(config.camera.ring_fps)
-    off = Missing("pictures are switched off (--no-camera)")
-    if session.file is not None:
-        replay = stack.enter_context(FileReplay(session.file, session.fast, ring if session.pictures else off))
-        return replay, replay.pictures, None
-    if not session.pictures:
-        return stack.enter_context(Microphone(config.mic)), off, None
-    if config.camera.source is None:
-        return stack.enter_context(Microphone(config.mic)), Missing("no camera was asked for (--camera)"), None
-    camera = stack.enter_context(Camera(config.camera))
-    return stack.enter_context(Microphone(config.mic)), camera.ring, camera
-
-
-def opened_devices(config: Config, session: Session, camera: Camera | None) -> list[tuple[wire.DeviceKind, str]]:
-    """Kind and name of what the session listens to and looks at."""
-    if session.file is not None:
-        return [("file", session.file.name)]
-    microphone = "default" if config.mic.device is None else str(config.mic.device)
-    eyes: list[tuple[wire.DeviceKind, str]] = [] if camera is None else [("camera", str(config.camera.source))]
-    return [("microphone", microphone), *eyes]
 
 
 @dataclass(frozen=True)
@@ -137,8 +103,14 @@ class Reporter:
         self.link.send(wire.make_report(self.session, data, time.time_ns()))
 
 
+@dataclass(frozen=True)
+class _Channel:
+    segmenter: Segmenter
+    pcm: PcmRing
+
+
 class Ears:
-    """Listens to a source: blocks in, finished utterances out.
+    """Listens to a source: blocks in, finished utterances out, in the order in which their end was decided.
 
     Args:
         config: Segmenter and camera sections are read.
@@ -151,67 +123,94 @@ class Ears:
         keep = ms_to_samples(segmenter.max_ms + segmenter.pre_roll_ms + segmenter.hangover_ms + _RING_SLACK_MS)
         self.source = source
         self._frames = frames
-        self._segmenter = Segmenter(segmenter, VoiceDetector(segmenter.aggressiveness))
+        self._segmenter = segmenter
+        self._keep = keep
+        self._channels: dict[int, _Channel] = {}
         self._clock = SampleClock(keep)
-        self._pcm = PcmRing(keep)
         self._tolerance_ns = config.camera.stale_ms * 1_000_000
         self._seq = 0
 
-    def hear(self, block: AudioBlock) -> Iterator[Started | Utterance]:
-        """Take a block; yields what it began or ended."""
-        self._clock.observe(block)
-        self._pcm.append(block.first_sample, block.pcm)
-        for signal in self._segmenter.push(block.first_sample, block.pcm):
-            yield signal if isinstance(signal, Started) else self._utterance(signal)
+    def hear(self, block: AudioBlock | Stalled) -> Iterator[Started | Utterance]:
+        """Take a block; yields what it began or ended. A source that stalls ends what is open."""
+        if isinstance(block, Stalled):
+            yield from self.end()
+            return
+        if block.channel == 0:
+            self._clock.observe(block)
+        channel = self._channel(block.channel)
+        channel.pcm.append(block.first_sample, block.pcm)
+        for signal in channel.segmenter.push(block.first_sample, block.pcm):
+            yield signal if isinstance(signal, Started) else self._utterance(signal, block.channel)
+
+    def session_ns(self, sample: int) -> int:
+        """Session time of a recent sample, by the system's clock."""
+        return self._clock.session_ns(sample)
+
+    def counters(self) -> dict[str, int]:
+        """Drift of the sound card's clock against the system's in parts per million, once it is known."""
+        fast_ppm = self._clock.fast_ppm
+        if fast_ppm is None:
+            return {}
+        return {"audio_clock_fast_ppm": max(fast_ppm, 0), "audio_clock_slow_ppm": max(-fast_ppm, 0)}
 
     def end(self) -> Iterator[Utterance]:
-        """The source ended: close what is open."""
-        for signal in self._segmenter.flush():
-            if isinstance(signal, Span):
-                yield self._utterance(signal)
+        """The source ended or stalled: close what is open."""
+        spans = [
+            (signal, number)
+            for number, channel in self._channels.items()
+            for signal in channel.segmenter.flush()
+            if isinstance(signal, Span)
+        ]
+        for span, number in sorted(spans, key=lambda found: found[0].voiced_end):
+            yield self._utterance(span, number)
 
-    def _utterance(self, span: Span) -> Utterance:
+    def _channel(self, number: int) -> _Channel:
+        if number not in self._channels:
+            detector = VoiceDetector(self._segmenter.aggressiveness)
+            self._channels[number] = _Channel(Segmenter(self._segmenter, detector), PcmRing(self._keep))
+        return self._channels[number]
+
+    def _utterance(self, span: Span, channel: int) -> Utterance:
         seq, self._seq = self._seq, self._seq + 1
         frames = self._frames
         return Utterance(
             seq=seq,
-            speaker=SINGLE_SPEAKER,
+            channel=channel,
             span=span,
-            pcm=self._pcm.cut(span.start, span.end),
+            start_ns=self._clock.session_ns(span.voiced_start),
+            end_ns=self._clock.session_ns(span.voiced_end),
+            pcm=self._channels[channel].pcm.cut(span.start, span.end),
             frames=frames if isinstance(frames, Missing) else cut_frames(span, self._clock, frames, self._tolerance_ns),
             heard_ns=self._clock.heard_ns(span.voiced_end),
             decided_ns=time.monotonic_ns(),
         )
 
 
-def listen(ears: Ears, report: Reporter, asr: AsrThread, camera: Camera | None) -> None:
+def listen(ears: Ears, report: Reporter, asr: AsrThread, devices: Devices) -> None:
     """The capture loop: until the source ends or is stopped."""
     beat_ns = 0
     for block in ears.source.blocks():
+        for change in devices.changes():
+            report(change)
         for heard in ears.hear(block):
-            _announce(heard, report, asr)
+            _announce(heard, ears, report, asr)
         if time.monotonic_ns() >= beat_ns:
             beat_ns = time.monotonic_ns() + HEARTBEAT_NS
-            report(_status(ears, asr, camera, report.link))
+            report(_status(ears, asr, devices, report.link))
     for heard in ears.end():
-        _announce(heard, report, asr)
+        _announce(heard, ears, report, asr)
 
 
-def _announce(heard: Started | Utterance, report: Reporter, asr: AsrThread) -> None:
+def _announce(heard: Started | Utterance, ears: Ears, report: Reporter, asr: AsrThread) -> None:
     if isinstance(heard, Started):
-        report(wire.SpeechStarted(samples_to_ns(heard.start)))
+        report(wire.SpeechStarted(ears.session_ns(heard.start)))
         return
-    span = heard.span
-    report(wire.SpeechEnded(heard.seq, samples_to_ns(span.voiced_start), samples_to_ns(span.voiced_end), span.forced))
+    report(wire.SpeechEnded(heard.seq, heard.start_ns, heard.end_ns, heard.span.forced))
     asr.submit(heard)
 
 
-def _status(ears: Ears, asr: AsrThread, camera: Camera | None, link: CaptureLink) -> wire.Status:
-    counters = {"audio_overflows": ears.source.overflows}
-    if camera is not None:
-        counters["camera_fps"] = round(camera.fps)
-        if camera.age_ms is not None:
-            counters["camera_age_ms"] = camera.age_ms
+def _status(ears: Ears, asr: AsrThread, devices: Devices, link: CaptureLink) -> wire.Status:
+    counters = devices.counters() | ears.counters()
     return wire.Status("capture", "running", {"asr": asr.waiting, "unanswered": link.unanswered}, counters)
 
 
@@ -222,22 +221,26 @@ class Sender:
     link: CaptureLink
     report: Reporter
     hello: wire.Hello
+    conversation: Conversation
 
     def __call__(self, utterance: Utterance, said: Transcription, started_ns: int) -> None:
         """Send an utterance, or report that it was rejected."""
         if said.rejected is not None:
             self.report(wire.Rejected(utterance.seq, said.rejected))
             return
+        whose = self.conversation.attribute(utterance)
         frames = utterance.frames
         video = wire.Absent(frames.reason) if isinstance(frames, Missing) else frames
         message = wire.Utterance(
             protocol=wire.PROTOCOL,
             session=self.hello.session,
             seq=utterance.seq,
-            speaker=utterance.speaker,
+            speaker=whose.speaker.id,
+            speaker_certain=whose.speaker.certain,
+            dialogue=whose.dialogue,
             text=said.text,
-            start_ns=samples_to_ns(utterance.span.voiced_start),
-            end_ns=samples_to_ns(utterance.span.voiced_end),
+            start_ns=utterance.start_ns,
+            end_ns=utterance.end_ns,
             started_wall_ns=self.hello.started_wall_ns,
             clock_id=clock_id(),
             heard_ns=utterance.heard_ns,
@@ -278,6 +281,7 @@ class AsrThread:
         self._queue: queue.Queue[Utterance | None] = queue.Queue(config.queue_utterances)
         self._abandoned = threading.Event()
         self._failure: TelmeStreamError | None = None
+        self._done = 0
         self._thread = threading.Thread(target=self._main, name="asr", daemon=True)
 
     def __enter__(self) -> AsrThread:
@@ -309,26 +313,36 @@ class AsrThread:
             reason = f"the recognizer is {self._queue.maxsize} utterances behind; a smaller --asr-model is faster"
             self._send(utterance, Transcription("", reason), 0)
 
-    def drain(self, deadline_s: float) -> None:
-        """Wait until all is transcribed, at most so long.
+    def drain(self, patience_s: float) -> None:
+        """Wait until all is transcribed.
+
+        Args:
+            patience_s: How long one utterance may take.
 
         Raises:
-            TelmeStreamError: What ended the thread.
+            TelmeStreamError: What ended the thread, or that it hangs.
         """
         with suppress(queue.Full):
-            self._queue.put(None, timeout=deadline_s)
-        self._thread.join(deadline_s)
+            self._queue.put(None, timeout=patience_s)
+        before = -1
+        while self._thread.is_alive() and before != self._done:
+            before = self._done
+            self._thread.join(patience_s)
         if self._failure is not None:
             raise self._failure
         if self._thread.is_alive():
-            self._abandoned.set()
-            _log.error("the recognizer missed its deadline of %.0f s; %d utterances are lost", deadline_s, self.waiting)
+            raise TranscriptionError(
+                f"the recognizer was silent for {patience_s:.0f} s and {self.waiting} utterances are lost",
+                "a transcript in that time",
+                "use a smaller --asr-model",
+            )
 
     def _main(self) -> None:
         try:
             while not self._abandoned.is_set() and (utterance := self._queue.get()) is not None:
                 started_ns = time.monotonic_ns()
                 self._send(utterance, self._transcribe(utterance), started_ns)
+                self._done += 1
         except TelmeStreamError as error:
             self._failure = error
             with suppress(queue.Empty):  # whoever waits for room must not wait for ever

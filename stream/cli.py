@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from stream.app import INTERRUPTED, new_session_id, run_all, run_capture, run_worker
+from stream.app import INTERRUPTED, run_all, run_capture, run_worker
 from stream.client import subscribe
 from stream.config import Config, load_config
 from stream.doctor import devices_report, doctor_report
@@ -33,10 +33,15 @@ app.add_typer(models_app, name="models")
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file; see README, Configuration.")]
 MicOption = Annotated[str | None, typer.Option("--mic", help="Microphone, by index, name or part of a name.")]
 CameraOption = Annotated[str | None, typer.Option("--camera", help="Camera, by index, path or URL.")]
+CameraSizeOption = Annotated[str | None, typer.Option("--camera-size", help="Pixels to ask for: WIDTHxHEIGHT.")]
+CameraFpsOption = Annotated[int | None, typer.Option("--camera-fps", help="Pictures per second to ask for.")]
 NoCameraOption = Annotated[bool, typer.Option("--no-camera", help="Use no pictures.")]
 InputOption = Annotated[Path | None, typer.Option("--input", help="Replay a sound or video file instead.")]
 FastOption = Annotated[bool, typer.Option("--fast", help="Replay as fast as it goes.")]
 AsrOption = Annotated[str | None, typer.Option("--asr-model", help="Whisper: offline, a folder, name or hub id.")]
+SpeakersOption = Annotated[
+    str | None, typer.Option("--speakers", help="Who spoke: single, channel (of a file) or cluster (by voice).")
+]
 BundleOption = Annotated[str | None, typer.Option("--bundle", help="TelME model: compact, or a folder.")]
 UtterancesOption = Annotated[str | None, typer.Option("--utterances-address", help="For instance tcp://HOST:5555.")]
 EventsAddressOption = Annotated[str | None, typer.Option("--events-address", help="Default tcp://127.0.0.1:5556.")]
@@ -49,12 +54,15 @@ EventsOption = Annotated[str, typer.Option("--events", help="What goes to standa
 def live(
     context: typer.Context,
     camera: CameraOption = None,
+    camera_size: CameraSizeOption = None,
+    camera_fps: CameraFpsOption = None,
     no_camera: NoCameraOption = False,
     mic: MicOption = None,
     input_file: InputOption = None,
     fast: FastOption = False,
     events: EventsOption = "console",
     asr_model: AsrOption = None,
+    speakers: SpeakersOption = None,
     bundle: BundleOption = None,
     utterances_address: UtterancesOption = None,
     events_address: EventsAddressOption = None,
@@ -72,8 +80,9 @@ def live(
     config = _config(
         config_file,
         mic={"device": mic},
-        camera={"source": camera},
+        camera={"source": camera, "size": camera_size, "fps": camera_fps},
         asr={"model": asr_model},
+        speakers={"mode": speakers},
         worker={"bundle": bundle},
         link={"utterances": utterances_address, "events": events_address},
         journal={"folder": journal},
@@ -107,11 +116,14 @@ def worker(
 def capture(
     utterances_address: Annotated[str, typer.Option("--utterances-address")] = "tcp://127.0.0.1:5555",
     camera: CameraOption = None,
+    camera_size: CameraSizeOption = None,
+    camera_fps: CameraFpsOption = None,
     no_camera: NoCameraOption = False,
     mic: MicOption = None,
     input_file: InputOption = None,
     fast: FastOption = False,
     asr_model: AsrOption = None,
+    speakers: SpeakersOption = None,
     journal: JournalOption = None,
     config_file: ConfigOption = None,
     debug: DebugOption = False,
@@ -120,8 +132,9 @@ def capture(
     config = _config(
         config_file,
         mic={"device": mic},
-        camera={"source": camera},
+        camera={"source": camera, "size": camera_size, "fps": camera_fps},
         asr={"model": asr_model},
+        speakers={"mode": speakers},
         link={"utterances": utterances_address},
         journal={"folder": journal},
     )
@@ -162,11 +175,15 @@ def _config(file: Path | None, **flags: dict[str, Any]) -> Config:
 
 
 def _session(config: Config, file: Path | None, fast: bool, no_camera: bool) -> Session:
+    if config.speakers.mode == "channel" and file is None:
+        raise UsageError(
+            "--speakers channel with a microphone, whose channels are mixed", "--input FILE", "use --speakers cluster"
+        )
     if fast and file is None:
         raise UsageError("--fast without --input", "a file to replay", "add --input FILE")
     if file is not None and not file.is_file():
         raise SourceError(f"no file {file}", "a sound or video file", "check the path given to --input")
-    return Session(new_session_id(), file, fast, pictures=not no_camera)
+    return Session(file, fast, pictures=not no_camera)
 
 
 def main(arguments: list[str] | None = None) -> None:

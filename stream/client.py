@@ -10,7 +10,7 @@ A whole subscriber:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from stream.link import Subscriber
 from stream.wire import EVENT_DATA, Event
@@ -19,7 +19,7 @@ from telme.errors import UsageError
 _POLL_MS = 500
 
 
-def subscribe(address: str, types: Sequence[str] = ()) -> Iterator[Event]:
+def subscribe(address: str, types: Sequence[str] = ()) -> Generator[Event, None, None]:
     """Events as they come, for ever; repeated ones are left out.
 
     Args:
@@ -36,14 +36,17 @@ def subscribe(address: str, types: Sequence[str] = ()) -> Iterator[Event]:
         raise UsageError(
             f"event type {', '.join(sorted(unknown))}", f"some of {', '.join(EVENT_DATA)}", "check the types"
         )
-    last: dict[str, int] = {}
+    last: dict[str, tuple[int, str]] = {}  # by source: number and time
     with Subscriber(address, types) as subscriber:
         while True:
             received = subscriber.receive(_POLL_MS)
             if received is None:
                 continue
             event = received[0]
-            if event.type != "status" and event.seq <= last.get(event.source, 0):
-                continue
-            last[event.source] = max(event.seq, last.get(event.source, 0))
+            if event.type != "status":
+                seq, time = last.get(event.source, (0, ""))
+                # A worker that began a new journal counts from 1 again, but its events are later.
+                if event.seq <= seq and event.time <= time:
+                    continue
+                last[event.source] = event.seq, max(event.time, time)
             yield event

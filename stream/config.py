@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -23,16 +23,28 @@ Natural = Annotated[int, Meta(ge=0)]
 
 
 class MicConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """The microphone. `device`: name, part of a name or index; None is the default one."""
+    """The microphone.
+
+    `device`: name, part of a name or index; None is the default one. `fallback`: take the default one when that one is
+    away.
+    """
 
     device: str | int | None = None
+    fallback: bool = False
     queue_blocks: Positive = 256
 
 
 class CameraConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """The camera. `source`: index, path or URL; None is no camera. `ring_fps`: pictures kept per second."""
+    """The camera.
+
+    `source`: index, path or URL; None is no camera. `size` (WIDTHxHEIGHT in pixels) and `fps`: what to ask the camera
+    for; None is its own choice. `backend`: which of OpenCV's. `ring_fps`: pictures kept per second.
+    """
 
     source: str | int | None = None
+    size: Annotated[str, Meta(pattern=r"^[1-9]\d{1,4}x[1-9]\d{1,4}\Z")] | None = None
+    fps: Annotated[int, Meta(ge=1, le=1000)] | None = None
+    backend: Literal["auto", "v4l2", "ffmpeg", "gstreamer"] = "auto"
     ring_fps: Annotated[int, Meta(ge=1, le=60)] = 10
     stale_ms: Positive = 1000
 
@@ -55,7 +67,11 @@ class SegmenterConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AsrConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """The speech recognizer. `model`: "offline", a name, a folder or a hub id; `threads` 0 leaves it to CTranslate2."""
+    """The speech recognizer. `model`: "offline", a name, a folder or a hub id; `threads` 0: one per core, at most 4.
+
+    `window_margin_ms`: what Whisper sees beyond the utterance; 30000 is its own full window. `min_level_dbfs`: an
+    utterance whose loudest 300 ms stay below is not transcribed.
+    """
 
     model: str = "offline"
     device: str = "auto"
@@ -63,6 +79,22 @@ class AsrConfig(Struct, frozen=True, forbid_unknown_fields=True):
     beam_size: Positive = 1
     threads: Natural = 0
     queue_utterances: Positive = 32
+    window_margin_ms: Annotated[int, Meta(ge=0, le=30_000)] = 4_000
+    min_level_dbfs: Annotated[float, Meta(le=0)] = -60.0
+
+
+class SpeakersConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Who spoke.
+
+    `mode`: one speaker for all, one a channel of the file, or voices told apart. `dialogue_gap_s`: a silence so long
+    begins a new dialogue; 0 is never. `threshold`: cosine from which two voices are one, lower joins more. `most`:
+    speakers told apart at most.
+    """
+
+    mode: Literal["single", "channel", "cluster"] = "single"
+    dialogue_gap_s: Natural = 120
+    threshold: Annotated[float, Meta(ge=-1, le=1)] = 0.65
+    most: Annotated[int, Meta(ge=1, le=9)] = 9
 
 
 class LinkConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -74,7 +106,7 @@ class LinkConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class WorkerConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """The worker. `bundle`: packaged name or folder; `threads` 0 leaves it to torch."""
+    """The worker. `bundle`: packaged name or folder; `threads` 0 takes half of the cores."""
 
     bundle: str = "compact"
     threads: Natural = 0
@@ -93,6 +125,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     camera: CameraConfig = CameraConfig()
     segmenter: SegmenterConfig = SegmenterConfig()
     asr: AsrConfig = AsrConfig()
+    speakers: SpeakersConfig = SpeakersConfig()
     link: LinkConfig = LinkConfig()
     worker: WorkerConfig = WorkerConfig()
     journal: JournalConfig = JournalConfig()

@@ -1,7 +1,8 @@
-"""The line between the supervisor and a child process: ready, go, stop, failed. Ends when either end dies."""
+"""The line between the supervisor and a child process: ready, go, dialogue, stop, failed. Ends when either end dies."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Literal
 
@@ -12,9 +13,12 @@ from telme.errors import ProcessError
 
 
 class Word(Struct, frozen=True, forbid_unknown_fields=True):
-    """What one end says to the other. `facts`: for "ready" addresses and names; for "failed" the error."""
+    """What one end says to the other.
 
-    kind: Literal["ready", "go", "stop", "failed"]
+    "dialogue": a new one begins. `facts`: for "ready" addresses and names; for "failed" the error.
+    """
+
+    kind: Literal["ready", "go", "dialogue", "stop", "failed"]
     facts: dict[str, str]
 
 
@@ -35,6 +39,7 @@ class Control:
         self._connection = connection
         self._go = False
         self._stop = False
+        self._dialogues = 0
 
     def fileno(self) -> int:
         """For a poller."""
@@ -54,9 +59,16 @@ class Control:
             self._listen(None)
         return not self._stop
 
-    def wait_stop(self) -> None:
-        """Wait for the word to stop, or the supervisor's death."""
+    def wait_stop(self, on_dialogue: Callable[[], None] = lambda: None) -> None:
+        """Wait for the word to stop, or the supervisor's death.
+
+        Args:
+            on_dialogue: Called for each word that a new dialogue begins.
+        """
         while not self._stop:
+            for _ in range(self._dialogues):
+                on_dialogue()
+            self._dialogues = 0
             self._listen(None)
 
     def stop_asked(self) -> bool:
@@ -81,4 +93,5 @@ class Control:
             return True
         self._go = self._go or word.kind == "go"
         self._stop = self._stop or word.kind == "stop"
+        self._dialogues += word.kind == "dialogue"
         return True

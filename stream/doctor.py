@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from stream.camera import list_cameras
 from stream.config import Config
-from stream.mic import list_microphones
+from stream.opencv import list_cameras
+from stream.portaudio import list_microphones
 from telme.errors import TelmeStreamError
 
 _PACKAGES = {  # distribution -> module and what an import that fails asks for

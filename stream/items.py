@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,20 +19,19 @@ FRAMES_PER_UTTERANCE = 8
 
 Pcm = NDArray[np.int16]
 Image = NDArray[np.uint8]
+Change: TypeAlias = Literal["lost", "found"]  # what becomes of a live device
 
 
 @dataclass(frozen=True)
 class Session:
-    """One run of the capture process.
+    """What a capture process captures.
 
     Attributes:
-        id: Names it in every message.
         file: What to replay; None means live devices.
         fast: Replay as fast as it goes, not at the recording's pace.
         pictures: False switches camera or pictures off.
     """
 
-    id: str
     file: Path | None
     fast: bool
     pictures: bool
@@ -47,12 +47,25 @@ class AudioBlock:
         captured_ns: When the first sample was in the air: the converter's time for a microphone, the file's own
             clock (start of the replay + position) for a file, at whatever pace it is replayed.
         arrived_ns: When the source handed the block over.
+        channel: Which channel of the source, from 0; channel 0 comes first of those with the same samples.
     """
 
     first_sample: int
     pcm: Pcm
     captured_ns: int
     arrived_ns: int
+    channel: int = 0
+
+
+@dataclass(frozen=True)
+class Stalled:
+    """A live source gives no sound. Said a second after its last block, and each second until the next one.
+
+    Attributes:
+        at_ns: When it was said, on the clock of `AudioBlock.arrived_ns`.
+    """
+
+    at_ns: int
 
 
 @dataclass(frozen=True)
@@ -93,8 +106,9 @@ class Utterance:
 
     Attributes:
         seq: Number of the utterance in its session, from 0.
-        speaker: Id of who spoke.
+        channel: The channel of the source it was heard on, from 0.
         span: Where it lies in the session.
+        start_ns, end_ns: Session time of its speech, without pre-roll and tail, by the system's clock.
         pcm: int16 [S], the span's samples.
         frames: RGB uint8 [8, 224, 224, 3], or why there are none.
         heard_ns: When the last voiced sample reached this program; latency is counted from here.
@@ -102,8 +116,10 @@ class Utterance:
     """
 
     seq: int
-    speaker: str
+    channel: int
     span: Span
+    start_ns: int
+    end_ns: int
     pcm: Pcm
     frames: NDArray[np.uint8] | Missing
     heard_ns: int

@@ -106,6 +106,7 @@ class StoredTurn:
 
     speaker: str
     text: str
+    dialogue: int
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class EventStore(_Store):
 
     _SCHEMA = """CREATE TABLE IF NOT EXISTS event (
         seq INTEGER PRIMARY KEY, session TEXT NOT NULL, type TEXT NOT NULL, utterance INTEGER,
-        speaker TEXT, text TEXT, json BLOB NOT NULL, published INTEGER NOT NULL DEFAULT 0);
+        speaker TEXT, text TEXT, dialogue INTEGER, json BLOB NOT NULL, published INTEGER NOT NULL DEFAULT 0);
         CREATE UNIQUE INDEX IF NOT EXISTS answer ON event (session, utterance) WHERE utterance IS NOT NULL"""
 
     def __init__(self, path: Path) -> None:
@@ -163,10 +164,11 @@ class EventStore(_Store):
         """
         seq = self.last_seq + 1
         json = make(seq)
-        speaker, text = (turn.speaker, turn.text) if turn else (None, None)
+        speaker, text, dialogue = (turn.speaker, turn.text, turn.dialogue) if turn else (None, None, None)
         self._rows(
-            "INSERT INTO event (seq, session, type, utterance, speaker, text, json) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (seq, session, event_type, answers, speaker, text, json),
+            "INSERT INTO event (seq, session, type, utterance, speaker, text, dialogue, json)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (seq, session, event_type, answers, speaker, text, dialogue, json),
         )
         self.last_seq = seq
         return StoredEvent(seq, event_type, session, json)
@@ -185,10 +187,10 @@ class EventStore(_Store):
         found = self._rows("SELECT 1 FROM event WHERE session = ? AND utterance = ?", (session, utterance))
         return bool(found)
 
-    def turns(self, session: str, limit: int) -> list[StoredTurn]:
-        """The last turns of a session's dialogue, oldest first."""
+    def turns(self, session: str, dialogue: int, limit: int) -> list[StoredTurn]:
+        """The last turns of one dialogue of a session, oldest first."""
         rows = self._rows(
-            "SELECT speaker, text FROM event WHERE session = ? AND text IS NOT NULL ORDER BY utterance DESC LIMIT ?",
-            (session, limit),
+            "SELECT speaker, text FROM event WHERE session = ? AND dialogue = ? ORDER BY utterance DESC LIMIT ?",
+            (session, dialogue, limit),
         )
-        return [StoredTurn(speaker, text) for speaker, text in reversed(rows)]
+        return [StoredTurn(speaker, text, dialogue) for speaker, text in reversed(rows)]

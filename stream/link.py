@@ -84,9 +84,8 @@ def _connect(handle: zmq.Socket[Any], address: str) -> None:
     try:
         handle.connect(address)
     except zmq.ZMQError as error:
-        raise LinkError(
-            f"cannot connect to {address}: {error}", "an address such as tcp://HOST:5556", "check it"
-        ) from error
+        example = "an address such as tcp://HOST:5556"
+        raise LinkError(f"cannot connect to {address}: {error}", example, "check it") from error
 
 
 class CaptureLink:
@@ -139,26 +138,32 @@ class CaptureLink:
         Raises:
             LinkError: The message is too large, or the link has stopped; says why.
         """
-        if self._failure is not None:
-            raise LinkError(f"the link stopped: {self._failure}", "a running link", "see the log") from self._failure
+        self._check()
         frames = encode(message, media)
         largest = max(len(frame) for frame in frames)
         if largest > self._max_message_bytes:
-            raise LinkError(
-                f"a message of {largest} bytes",
-                f"at most {self._max_message_bytes} (link.max_message_bytes)",
-                "raise it on both sides",
-            )
+            limit = f"at most {self._max_message_bytes} (link.max_message_bytes)"
+            raise LinkError(f"a message of {largest} bytes", limit, "raise it on both sides")
         with self._changed:
             self._unanswered += isinstance(message, Utterance)
             self._queue.append((message, frames))
         self._wake()
 
-    def wait_answered(self, timeout_s: float) -> int:
-        """Wait until every utterance is answered, at most so long; returns how many are not."""
+    def wait_answered(self, patience_s: float) -> int:
+        """Wait until every utterance is answered, or no answer came for so long; returns how many are not answered.
+
+        Raises:
+            LinkError: The link's thread ended.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._unanswered == 0 or self._failure is not None, timeout_s)
+            while self._unanswered and self._failure is None and self._changed.wait(patience_s):
+                pass
+            self._check()
             return self._unanswered
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise LinkError(f"the link stopped: {self._failure}", "a running link", "see the log") from self._failure
 
     def _wake(self) -> None:
         with suppress(BlockingIOError):  # full of wake-ups that the thread has not taken yet
@@ -173,6 +178,7 @@ class CaptureLink:
                         self._converse(dealer, outbox)
                     self._take_queued(outbox)
                     self._stop.wait(_RECONNECT_MS / 1000)
+                self._take_queued(outbox)  # what was sent just before the end stays for the next run
         except (TelmeStreamError, zmq.ZMQError) as error:
             _log.error("link: %s", error)
             with self._changed:
@@ -192,8 +198,7 @@ class CaptureLink:
         for handle in (dealer, monitor, self._wake_receiver):
             poller.register(handle, zmq.POLLIN)
         flight: _Flight | None = None
-        deadline_s = time.monotonic() + _GREETING_DEADLINE_S
-        parted = False
+        parted, deadline_s = False, time.monotonic() + _GREETING_DEADLINE_S
         try:
             _connect(dealer, self._address)
             while not parted and not (self._stop.is_set() and not self._queue):
@@ -227,8 +232,7 @@ class CaptureLink:
 
     def _count(self, outbox: Outbox) -> None:
         with self._changed:
-            queued = sum(isinstance(message, Utterance) for message, _ in self._queue)
-            self._unanswered = outbox.pending() + queued
+            self._unanswered = outbox.pending() + sum(isinstance(message, Utterance) for message, _ in self._queue)
             self._changed.notify_all()
 
 
@@ -262,12 +266,12 @@ class _Flight:
         """Take what the worker answered out of the outbox; False when it answered nothing."""
         try:
             message, _ = decode(self._dealer.recv_multipart(zmq.NOBLOCK))
+            if not isinstance(message, Ack):
+                return False
         except zmq.Again:
             return False
         except WireError as error:
             _log.warning("from the worker: %s", error)
-            return False
-        if not isinstance(message, Ack):
             return False
         self._outbox.answered(message.session, message.seq)
         self._airborne.discard((message.session, message.seq))

@@ -17,6 +17,7 @@ from pathlib import Path
 from stream.config import Config
 from stream.control import Control
 from stream.items import Session
+from stream.machine import stop_telemetry
 from telme.errors import TelmeStreamError
 
 
@@ -51,7 +52,9 @@ def worker_main(config: Config, folder: Path, debug: bool, line: Connection) -> 
 
 @contextmanager
 def _reported(control: Control, debug: bool) -> Iterator[None]:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR1):  # the supervisor's, also when the whole group is sent one
+        signal.signal(number, signal.SIG_IGN)
+    stop_telemetry()
     set_up_logging(debug)
     log = logging.getLogger(__name__)
     try:

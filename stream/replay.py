@@ -19,6 +19,7 @@ from typing import Self
 
 import av
 import numpy as np
+from av.audio.codeccontext import AudioCodecContext
 from av.audio.frame import AudioFrame
 from av.container import InputContainer
 from av.stream import Disposition, Stream
@@ -33,6 +34,7 @@ _LOG = logging.getLogger(__name__)
 _NS_PER_S = 1_000_000_000
 _BLOCK_SAMPLES = 480  # 30 ms
 _PTS_SLACK_SAMPLES = 640  # 40 ms: containers round time stamps, some to whole milliseconds
+_MAX_CHANNELS = 9  # TelME knows nine speakers
 _MAX_GAP_SAMPLES = 60 * SAMPLE_RATE_HZ  # a larger jump is a broken time stamp, not lost sound
 
 
@@ -48,6 +50,7 @@ class FileReplay:
         pictures: The ring to fill, or why no pictures are wanted.
         now_ns: The clock.
         wait: Waits for an event so many seconds; True when it is set.
+        splits: Hand over each channel of the sound by itself, not their mean.
 
     Attributes:
         pictures: The ring, or why there is none: as given, or because the file has no pictures.
@@ -55,7 +58,7 @@ class FileReplay:
         damaged: Packets and frames that could not be decoded.
 
     Raises:
-        SourceError: On entering: no such file, not a media file, or no sound in it.
+        SourceError: On entering: no such file, not a media file, no sound in it, or not several channels to split.
     """
 
     def __init__(
@@ -65,9 +68,11 @@ class FileReplay:
         pictures: FrameRing | Missing,
         now_ns: Callable[[], int] = time.monotonic_ns,
         wait: Callable[[Event, float], bool] = Event.wait,
+        splits: bool = False,
     ) -> None:
         self._path = path
         self._fast = fast
+        self._splits = splits
         self._now_ns = now_ns
         self._wait = wait
         self._stopping = Event()
@@ -81,6 +86,8 @@ class FileReplay:
         if sound.stream is None:
             sound.close()
             raise SourceError(f"{self._path} has no sound", "a file with speech", "give another file")
+        if self._splits:
+            _check_channels(self._path, sound)
         if isinstance(self.pictures, FrameRing):
             self._readers.append(_Reader(self._path, "video"))
             if self._readers[1].stream is None:
@@ -105,14 +112,14 @@ class FileReplay:
     def blocks(self) -> Iterator[AudioBlock]:
         """Yield the file's sound in blocks of 30 ms (shorter at its end and before a gap), until the end or `stop`."""
         start_ns = self._now_ns()
-        sound = _Sound()
+        sound = _Sound(self._splits)
         pictures: _Pictures | None = None
-        for first_sample, pcm in sound.blocks(self._readers[0]):
+        for first_sample, channels in sound.blocks(self._readers[0]):
             if pictures is None and isinstance(self.pictures, FrameRing):
                 origin = sound.origin or Fraction(0)
                 pictures = _Pictures(self._readers[1], self.pictures, start_ns, origin)
             captured_ns = start_ns + samples_to_ns(first_sample)
-            end_ns = captured_ns + samples_to_ns(len(pcm))
+            end_ns = captured_ns + samples_to_ns(channels.shape[1])
             if pictures is not None:
                 pictures.advance(end_ns, self._stopping)
             left_ns = end_ns - self._now_ns()
@@ -120,7 +127,9 @@ class FileReplay:
                 self._wait(self._stopping, left_ns / _NS_PER_S)
             if self._stopping.is_set():
                 return
-            yield AudioBlock(first_sample, pcm, captured_ns, self._now_ns())
+            arrived_ns = self._now_ns()
+            for channel, pcm in enumerate(channels):
+                yield AudioBlock(first_sample, pcm, captured_ns, arrived_ns, channel)
         if self.damaged:
             _LOG.warning("%s: %d damaged packets or frames were left out", self._path, self.damaged)
 
@@ -167,13 +176,17 @@ class _Reader:
 
 
 class _Sound:
-    """Decoded frames -> numbered blocks of 16 kHz mono.
+    """Decoded frames -> numbered blocks of 16 kHz, int16 [channels, S].
+
+    Args:
+        splits: Keep the channels apart; otherwise there is one, their mean.
 
     Attributes:
         origin: The media time of the first sample in seconds, known with the first block.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, splits: bool) -> None:
+        self._layout = None if splits else "mono"  # None until the first frame tells it
         self.origin: Fraction | None = None
         self._format: tuple[int, str, str] | None = None
         self._resampler: av.AudioResampler | None = None
@@ -190,7 +203,8 @@ class _Sound:
             form = (frame.sample_rate, frame.layout.name, frame.format.name)
             if gap or form != self._format:
                 self._flush_resampler()
-                self._resampler, self._format = av.AudioResampler("s16", "mono", SAMPLE_RATE_HZ), form
+                self._layout = self._layout or frame.layout.name
+                self._resampler, self._format = av.AudioResampler("s16p", self._layout, SAMPLE_RATE_HZ), form
             if gap:
                 yield from self._cut(everything=True)
                 self._first_sample = round(self._expected)
@@ -221,21 +235,24 @@ class _Sound:
 
     def _keep(self, frames: list[AudioFrame]) -> None:
         for frame in frames:
-            pcm = frame.to_ndarray().reshape(-1).astype(np.int16, copy=False)  # packed mono: [1, S]
+            pcm = frame.to_ndarray().astype(np.int16, copy=False)  # planar: [channels, S]
             self._pending.append(pcm)
-            self._pending_length += len(pcm)
+            self._pending_length += pcm.shape[1]
 
     def _cut(self, everything: bool) -> Iterator[tuple[int, Pcm]]:
         if self._pending_length < _BLOCK_SAMPLES and not everything:
             return
-        samples = np.concatenate([*self._pending, np.zeros(0, np.int16)])
-        end = len(samples) if everything else len(samples) - len(samples) % _BLOCK_SAMPLES
+        if not self._pending:
+            return
+        samples = np.concatenate(self._pending, axis=1)
+        length = samples.shape[1]
+        end = length if everything else length - length % _BLOCK_SAMPLES
         first = self._first_sample
-        self._pending = [samples[end:]]
-        self._pending_length = len(samples) - end
+        self._pending = [samples[:, end:]]
+        self._pending_length = length - end
         self._first_sample += end
         for at in range(0, end, _BLOCK_SAMPLES):
-            yield first + at, samples[at : min(at + _BLOCK_SAMPLES, end)]
+            yield first + at, samples[:, at : min(at + _BLOCK_SAMPLES, end)]
 
 
 @dataclass
@@ -265,6 +282,17 @@ class _Pictures:
             if isinstance(frame, Picture) and frame.pts is not None and frame.time_base is not None:
                 position_s = frame.pts * frame.time_base - self.origin
                 yield self.start_ns + round(position_s * _NS_PER_S), frame
+
+
+def _check_channels(path: Path, sound: _Reader) -> None:
+    codec = sound.stream.codec_context if sound.stream is not None else None
+    channels = codec.layout.nb_channels if isinstance(codec, AudioCodecContext) else 0
+    if not 2 <= channels <= _MAX_CHANNELS:
+        raise SourceError(
+            f"{path} has {channels} channels",
+            f"2 to {_MAX_CHANNELS} for --speakers channel",
+            "use --speakers cluster to tell voices of one channel apart",
+        )
 
 
 def _open(path: Path) -> InputContainer:

@@ -61,7 +61,8 @@ def _plain(text: str) -> str:
 def emotion_line(emotion: Emotion, width: int) -> str:
     """An emotion event as a line of at most `width` characters, where the width allows."""
     minutes, tenths = divmod(emotion.start_ns // _NS_PER_TENTH, 600)
-    head = f"{minutes:02d}:{tenths // 10:02d}.{tenths % 10}  {emotion.speaker:<9} "
+    speaker = emotion.speaker if emotion.speaker_certain else f"{emotion.speaker}?"
+    head = f"{minutes:02d}:{tenths // 10:02d}.{tenths % 10}  {speaker:<9} "
     filled = round(emotion.confidence * _BAR_CELLS)
     bar = "█" * filled + "░" * (_BAR_CELLS - filled)
     total = emotion.stages_ms.total

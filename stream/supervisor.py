@@ -4,9 +4,11 @@
     watch   a process that dies is started again, at most 5 times in 60 s; a replay is not (it would begin anew)
     stop    capture drains and ends -> worker says its last word and ends; who misses a deadline is named, then killed
     Ctrl-C  once: stop; twice: kill
+    USR1    the capture process is told that a new dialogue begins
 
-Children are spawned, never forked, with SIGINT blocked, so that the terminal's Ctrl-C reaches this process only. A
-child whose supervisor dies sees its control line end, and stops.
+Children are spawned, never forked, with SIGINT and SIGTERM blocked, so that a Ctrl-C of the terminal or the stop of a
+service manager, which both go to the whole group, reach this process only. A child whose supervisor dies sees its
+control line end, and stops.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 from stream.control import Word, hear, say
 from telme.errors import ProcessError
@@ -37,7 +39,6 @@ READY_DEADLINE_S = 120.0
 # The capture process drains its recognizer and waits for the worker's answers within this.
 CAPTURE_STOP_DEADLINE_S = 55.0
 WORKER_STOP_DEADLINE_S = 10.0
-_KILL_AFTER_S = 3.0
 
 _spawn = multiprocessing.get_context("spawn")
 
@@ -87,18 +88,18 @@ class Child:
         self.line, far = _spawn.Pipe()
         self.ready = self.failure = None
         self.process = _spawn.Process(target=self.target, args=(*self.arguments, far), name=self.name)
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             self.process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         far.close()
 
-    def tell(self, word: str) -> None:
-        """Say "go" or "stop"; a child that is gone does not hear it."""
+    def tell(self, word: Literal["go", "dialogue", "stop"]) -> None:
+        """Say a word; a child that is gone does not hear it."""
         if self.line is not None:
             try:
-                say(self.line, Word("go" if word == "go" else "stop", {}))
+                say(self.line, Word(word, {}))
             except OSError:
                 _log.debug("%s is gone", self.name)
 
@@ -118,11 +119,8 @@ class Child:
         """End it now."""
         if self.process is None:
             return
-        self.process.terminate()
-        self.process.join(_KILL_AFTER_S)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
+        self.process.kill()
+        self.process.join()
 
     @property
     def alive(self) -> bool:
@@ -131,10 +129,11 @@ class Child:
 
 
 class Interrupts:
-    """Counts SIGINT and SIGTERM and wakes a waiter; the handlers do nothing else."""
+    """Counts SIGINT and SIGTERM, and SIGUSR1 apart, and wakes a waiter; the handlers do nothing else."""
 
     def __init__(self) -> None:
         self.count = 0
+        self.dialogues = 0
         self.receiver, self._sender = socket.socketpair()
         self.receiver.setblocking(False)
         self._sender.setblocking(False)
@@ -142,16 +141,24 @@ class Interrupts:
     def request(self) -> None:
         """As if a signal had come."""
         self.count += 1
+        self._wake()
+
+    def _wake(self) -> None:
         with suppress(OSError):  # full: a wake-up already waits; closed: nobody waits any more
             self._sender.send(b"!")
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
         self.request()
 
+    def _handle_dialogue(self, _number: int, _frame: FrameType | None) -> None:
+        self.dialogues += 1
+        self._wake()
+
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handle both signals inside."""
+        """Handle the signals inside."""
         before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._handle_dialogue)
         try:
             yield
         finally:
@@ -171,6 +178,7 @@ class Supervisor:
     def __init__(self, interrupts: Interrupts) -> None:
         self._interrupts = interrupts
         self.children: list[Child] = []
+        self._dialogues_told = 0
 
     @property
     def interrupted(self) -> bool:
@@ -205,6 +213,9 @@ class Supervisor:
             ProcessError: A child failed for good.
         """
         while not self.interrupted:
+            while self._dialogues_told < self._interrupts.dialogues:
+                self._dialogues_told += 1
+                last.tell("dialogue")
             for child in self.children:
                 if child.alive:
                     continue

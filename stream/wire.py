@@ -75,7 +75,9 @@ class Utterance(Header, frozen=True, tag="utterance"):
 
     Attributes:
         seq: Number in its session, from 0, without gaps other than rejected utterances.
-        speaker: Id of who spoke.
+        speaker: Id of who spoke, the same person throughout the dialogue.
+        speaker_certain: False where the speaker is only the nearest guess.
+        dialogue: Number of the dialogue in its session, from 0; the next one begins without context.
         text: What was said.
         start_ns, end_ns: Session time of the speech, pre-roll and tail left out.
         started_wall_ns: As in Hello.
@@ -89,6 +91,8 @@ class Utterance(Header, frozen=True, tag="utterance"):
 
     seq: Count
     speaker: Annotated[str, Meta(min_length=1, max_length=64)]
+    speaker_certain: bool
+    dialogue: Count
     text: Annotated[str, Meta(min_length=1, max_length=10_000)]
     start_ns: Count
     end_ns: Count
@@ -235,10 +239,12 @@ class Rejected(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Transcript(Struct, frozen=True, forbid_unknown_fields=True):
-    """What was said in utterance `seq`."""
+    """What was said in utterance `seq`; speaker and dialogue as in Emotion."""
 
     seq: Count
     speaker: str
+    speaker_certain: bool
+    dialogue: Count
     text: str
     start_ns: Count
     end_ns: Count
@@ -255,9 +261,9 @@ class Modality(Struct, frozen=True, forbid_unknown_fields=True):
 class Stages(Struct, frozen=True, forbid_unknown_fields=True):
     """Milliseconds, counted from the last voiced sample.
 
-    `hangover`: to the decision that the utterance ended. `asr_wait`, `asr`: until and during transcription. `link`: to
-    the worker. `compute`: context, features and model. `total`: all of it. `link` and `total` are null when capture
-    and worker run on different machines, whose clocks cannot be compared.
+    `hangover`: to the decision that the utterance ended. `asr_wait`, `asr`: until and during transcription and the
+    finding of the speaker. `link`: to the worker. `compute`: context, features and model. `total`: all of it. `link`
+    and `total` are null when capture and worker run on different machines, whose clocks cannot be compared.
     """
 
     hangover: float
@@ -273,6 +279,9 @@ class Emotion(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         utterance: `<session>/<seq>`.
+        speaker: Who spoke; an id means the same person within one `dialogue` of the session only.
+        speaker_certain: False where the speaker is only the nearest guess.
+        dialogue: From 0; after a long silence or on the user's word the next one begins, without context.
         start, end: Wall clock of `start_ns`, `end_ns`, ISO 8601 UTC; for a replay as if it had been live.
         label: The likeliest class.
         probabilities: Every class; they sum to 1.
@@ -286,6 +295,8 @@ class Emotion(Struct, frozen=True, forbid_unknown_fields=True):
     utterance: str
     seq: Count
     speaker: str
+    speaker_certain: bool
+    dialogue: Count
     text: str
     start_ns: Count
     end_ns: Count

@@ -117,7 +117,7 @@ class Worker:
         self._link = link
         self._store = store
         self._model = model
-        self._dialogues: dict[str, DialogueWindow] = {}
+        self._dialogues: dict[str, tuple[int, DialogueWindow]] = {}  # of each session the number and the turns
         self._clock_id = clock_id()
         self._session = f"worker-{secrets.token_hex(4)}"  # source of events that are of no capture session
         self._answered = self._bad_messages = 0
@@ -184,14 +184,22 @@ class Worker:
         """Context, features, model; the answer is stored before it is published."""
         received_ns = time.monotonic_ns()
         data: EventData
-        turn: StoredTurn | None = StoredTurn(utterance.speaker, utterance.text)
+        turn: StoredTurn | None = StoredTurn(utterance.speaker, utterance.text, utterance.dialogue)
         try:
             data = self._recognise(utterance, media, received_ns)
         except PredictorError as error:
             data = Fault(str(error), utterance.seq)
         except FeatureError as error:
             data, turn = Fault(str(error), utterance.seq), None
-        transcript = Transcript(utterance.seq, utterance.speaker, utterance.text, utterance.start_ns, utterance.end_ns)
+        transcript = Transcript(
+            seq=utterance.seq,
+            speaker=utterance.speaker,
+            speaker_certain=utterance.speaker_certain,
+            dialogue=utterance.dialogue,
+            text=utterance.text,
+            start_ns=utterance.start_ns,
+            end_ns=utterance.end_ns,
+        )
         with self._store.transaction():
             events = [
                 self._keep(utterance.session, transcript),
@@ -202,7 +210,7 @@ class Worker:
         self._answered += 1
 
     def _recognise(self, utterance: Utterance, media: tuple[Media, ...], received_ns: int) -> Emotion:
-        dialogue = self._dialogue(utterance.session)
+        dialogue = self._dialogue(utterance.session, utterance.dialogue)
         maker, predictor = self._model.maker, self._model.predictor
         dialogue.append(maker.heard(Turn(utterance.speaker, utterance.text)))
         audio, video = (Missing(item.reason) if isinstance(item, Absent) else item for item in media)
@@ -214,6 +222,8 @@ class Worker:
             utterance=f"{utterance.session}/{utterance.seq}",
             seq=utterance.seq,
             speaker=utterance.speaker,
+            speaker_certain=utterance.speaker_certain,
+            dialogue=utterance.dialogue,
             text=utterance.text,
             start_ns=utterance.start_ns,
             end_ns=utterance.end_ns,
@@ -231,11 +241,14 @@ class Worker:
             final=True,
         )
 
-    def _dialogue(self, session: str) -> DialogueWindow:
-        if session not in self._dialogues:
-            turns = self._store.turns(session, self._model.max_turns)
-            self._dialogues[session] = self._model.maker.window(Turn(turn.speaker, turn.text) for turn in turns)
-        return self._dialogues[session]
+    def _dialogue(self, session: str, number: int) -> DialogueWindow:
+        """The turns so far of one dialogue; of each session only the newest one stays in memory."""
+        kept = self._dialogues.get(session)
+        if kept is None or kept[0] != number:
+            turns = self._store.turns(session, number, self._model.max_turns)
+            kept = number, self._model.maker.window(Turn(turn.speaker, turn.text) for turn in turns)
+            self._dialogues[session] = kept
+        return kept[1]
 
     def _stages(self, utterance: Utterance, received_ns: int) -> Stages:
         now_ns = time.monotonic_ns()

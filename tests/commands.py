@@ -58,11 +58,15 @@ class Run:
 
     def worker_pid(self) -> int:
         """The process that has the event journal open."""
+        return self.pid_with("events.sqlite")
+
+    def pid_with(self, name: str) -> int:
+        """The process of this run that has a file of this name open."""
         for pid, _ in self._processes():
             links = Path(f"/proc/{pid}/fd").glob("*")
-            if any(os.path.realpath(link).endswith("events.sqlite") for link in links):
+            if any(os.path.realpath(link).endswith(name) for link in links):
                 return pid
-        raise AssertionError("no worker runs")
+        raise AssertionError(f"no process has {name} open")
 
     def _processes(self) -> Iterator[tuple[int, str]]:
         for folder in Path("/proc").glob("[0-9]*"):

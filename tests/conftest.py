@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
-from tests.live import mjpeg_server, virtual_microphone
+from tests.faults import faulty_camera
+from tests.live import mjpeg_server, own_microphone, virtual_microphone
 
-__all__ = ["mjpeg_server", "virtual_microphone"]
+__all__ = ["faulty_camera", "mjpeg_server", "own_microphone", "virtual_microphone"]

@@ -2,7 +2,8 @@
 
 Everything runs in user space, in private folders and on the loopback; each fixture ends what it started, and skips with
 the names of the Debian packages that are missing. PortAudio reads its environment once, when it is loaded, so the
-microphone is recorded by a child process: `python -m tests.live OUT.npy [only-48k-stereo]`.
+microphone is recorded by a child process: `python -m tests.live OUT.npy [only-48k-stereo]`. What fails on purpose, and
+comes back, is in `tests.faults`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ import tempfile
 import time
 import wave
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event
 from types import ModuleType
@@ -28,13 +28,14 @@ import numpy as np
 import pytest
 
 from stream.config import MicConfig
-from stream.items import SAMPLE_RATE_HZ, Pcm
+from stream.items import SAMPLE_RATE_HZ, Pcm, Stalled
 from stream.mic import Microphone
+from stream.portaudio import PortAudioRecording
 
 DEADLINE_S = 60.0
 LOUD = 1_000  # of 32767
-_PULSE_MODULES = (
-    "module-native-protocol-unix",
+FOREIGN = ("PULSE_", "ALSA_", "DBUS_", "XDG_")  # variables that would lead to another sound server
+_PULSE_DEVICES = (
     "module-null-sink sink_name=virt rate=48000 channels=2",
     "module-remap-source source_name=virtmic master=virt.monitor",
 )
@@ -70,12 +71,56 @@ def end_process(process: subprocess.Popen[Any]) -> None:
 # --- microphone
 
 
-@dataclass(frozen=True)
 class VirtualMicrophone:
-    """A sound server of our own: what is played to it is what its default microphone hears."""
+    """A sound server of our own: what is played to it is what its default microphone hears.
 
-    environment: dict[str, str]
-    folder: Path
+    Args:
+        folder: Its own; the path must be short, a socket's has 107 bytes only.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / ".asoundrc").write_text(_ASOUNDRC)
+        self.own = {"HOME": str(folder), "XDG_RUNTIME_DIR": str(folder), "PULSE_RUNTIME_PATH": str(folder / "run")}
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
+        self.environment = kept | self.own
+        self._server: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the server; return when it answers."""
+        command = ["pulseaudio", "-n", "--daemonize=no", "--exit-idle-time=-1", "--use-pid-file=no", "--disable-shm"]
+        for module in ("module-native-protocol-unix", *_PULSE_DEVICES):
+            command += ["-L", module]
+        with (self.folder / "pulseaudio.log").open("ab") as log:
+            self._server = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
+        eventually(lambda: self.pactl("set-default-source", "virtmic"), "PulseAudio answers")
+
+    def stop(self) -> None:
+        """Kill the server."""
+        if self._server is not None:
+            self._server.kill()
+            end_process(self._server)
+            self._server = None
+
+    def unplug(self) -> None:
+        """Take the devices out of the server, as a cable is pulled."""
+        for module in reversed(_PULSE_DEVICES):
+            assert self.pactl("unload-module", module.split()[0])
+
+    def plug_in(self) -> None:
+        """Put them back."""
+        for module in _PULSE_DEVICES:
+            assert self.pactl("load-module", *module.split())
+        assert self.pactl("set-default-source", "virtmic")
+
+    def halt(self, halted: bool) -> None:
+        """Let the microphone give nothing while it is still there, or go on."""
+        assert self.pactl("suspend-source", "virtmic", str(int(halted)))
+
+    def pactl(self, *arguments: str) -> bool:
+        """Tell the server something; False when it refuses or is not there."""
+        command = ["pactl", *arguments]
+        return subprocess.run(command, env=self.environment, capture_output=True, check=False).returncode == 0
 
     def record_while_playing(self, pcm: Pcm, rate_hz: int, *options: str) -> Pcm:
         """Play `pcm` with paplay and return the 2 s that a child's Microphone hears once it is loud: 16 kHz mono."""
@@ -91,8 +136,8 @@ class VirtualMicrophone:
         return np.asarray(np.load(heard), np.int16)
 
 
-@pytest.fixture(scope="session")
-def virtual_microphone() -> Iterator[VirtualMicrophone]:
+@contextmanager
+def sound_server() -> Iterator[VirtualMicrophone]:
     """PulseAudio with a null sink whose monitor is the default microphone, seen by PortAudio through ALSA."""
     require(
         pulseaudio=shutil.which("pulseaudio") is not None,
@@ -100,25 +145,28 @@ def virtual_microphone() -> Iterator[VirtualMicrophone]:
         libasound2_plugins=any(Path("/usr/lib").glob("**/alsa-lib/libasound_module_pcm_pulse.so")),
         libportaudio2=ctypes.util.find_library("portaudio") is not None,
     )
-    with ExitStack() as stack:
-        # Not pytest's tmp_path: the path of a socket may have 107 bytes only.
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pulse-")))
-        (folder / ".asoundrc").write_text(_ASOUNDRC)
-        foreign = ("PULSE_", "ALSA_", "DBUS_", "XDG_")
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
-        environment |= {"HOME": str(folder), "XDG_RUNTIME_DIR": str(folder), "PULSE_RUNTIME_PATH": str(folder / "run")}
-        log = stack.enter_context((folder / "pulseaudio.log").open("wb"))
-        command = ["pulseaudio", "-n", "--daemonize=no", "--exit-idle-time=-1", "--use-pid-file=no", "--disable-shm"]
-        for module in _PULSE_MODULES:
-            command += ["-L", module]
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        stack.callback(end_process, server)
-        ask = ["pactl", "set-default-source", "virtmic"]
-        eventually(
-            lambda: subprocess.run(ask, env=environment, capture_output=True, check=False).returncode == 0,
-            "PulseAudio answers",
-        )
-        yield VirtualMicrophone(environment, folder)
+    # Not pytest's tmp_path: it is too long for a socket.
+    with tempfile.TemporaryDirectory(prefix="pulse-") as folder:
+        microphone = VirtualMicrophone(Path(folder))
+        try:
+            microphone.start()
+            yield microphone
+        finally:
+            microphone.stop()
+
+
+@pytest.fixture(scope="session")
+def virtual_microphone() -> Iterator[VirtualMicrophone]:
+    """A microphone for all tests that do not harm it."""
+    with sound_server() as microphone:
+        yield microphone
+
+
+@pytest.fixture
+def own_microphone() -> Iterator[VirtualMicrophone]:
+    """A microphone for one test, which may do with it what it likes."""
+    with sound_server() as microphone:
+        yield microphone
 
 
 class _Only48kStereo:
@@ -143,10 +191,12 @@ def record(out: Path, only_48k_stereo: bool) -> None:
     """Record the default microphone until 2 s have come since it became loud, and save those."""
     import sounddevice
 
-    portaudio = _Only48kStereo(sounddevice) if only_48k_stereo else None
+    portaudio = _Only48kStereo(sounddevice) if only_48k_stereo else sounddevice
     heard: list[Pcm] = []
-    with Microphone(MicConfig(), portaudio) as mic:
+    with Microphone(MicConfig(), open_recording=lambda config: PortAudioRecording(config, portaudio)) as mic:
         for block in mic.blocks():
+            if isinstance(block, Stalled):
+                continue
             if heard or np.abs(block.pcm.astype(int)).max() > LOUD:
                 heard.append(block.pcm)
             if sum(map(len, heard)) >= 2 * SAMPLE_RATE_HZ:

@@ -198,3 +198,35 @@ def test_the_readme_subscribers_print_the_events(tmp_path: Path, index: int) -> 
         run.process.communicate(timeout=DEADLINE_S)
         subscriber.kill()
     assert "letter" in line  # a word of the first sentence
+
+
+def test_the_voices_of_the_example_are_told_apart(tmp_path: Path) -> None:
+    with running(
+        tmp_path, "--input", CONVERSATION, "--fast", "--speakers", "cluster", "--events", "jsonl", *ANY_PORT
+    ) as run:
+        found = emotions(list(run.events()))
+        assert run.end() == 0
+    assert list(tmp_path.iterdir()) == []
+    assert [emotion.speaker for emotion in found] == ["speaker1", "speaker2"] * 5
+    assert all(emotion.speaker_certain for emotion in found)
+    assert {emotion.dialogue for emotion in found} == {0}
+
+
+def test_a_long_silence_begins_a_new_dialogue(tmp_path: Path) -> None:
+    """The pauses of the example are about a second long."""
+    settings = tmp_path / "short.toml"
+    settings.write_text("[speakers]\nmode = 'cluster'\ndialogue_gap_s = 1\n")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with running(
+        folder, "--input", CONVERSATION, "--fast", "--config", str(settings), "--events", "jsonl", *ANY_PORT
+    ) as run:
+        found = emotions(list(run.events()))
+        assert run.end() == 0
+    dialogues = [emotion.dialogue for emotion in found]
+    assert dialogues == sorted(dialogues)
+    assert len(set(dialogues)) > 1
+    for number in set(dialogues):
+        turns = [emotion for emotion in found if emotion.dialogue == number]
+        assert turns[0].speaker == "speaker1"
+        assert [emotion.context_turns for emotion in turns] == list(range(1, len(turns) + 1))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 
 import av
 
-from stream.wire import Device
+from stream.wire import Device, Event, Emotion
 from tests.commands import ANY_PORT, EXAMPLES, emotions, running
 from tests.live import MjpegServer, VirtualMicrophone, end_process
 
@@ -45,7 +47,7 @@ def test_microphone_and_camera_until_ctrl_c(
                 opened.add(data.device)
         player = subprocess.Popen(["paplay", "--device=virt", str(sound)], env=virtual_microphone.environment)
         stack.callback(end_process, player)
-        heard = []
+        heard: list[Emotion] = []
         while len(heard) < 3:
             heard += emotions([next(events)])
         run.interrupt()
@@ -59,7 +61,8 @@ def test_microphone_and_camera_until_ctrl_c(
         assert emotion.modalities["audio"].captured
         assert emotion.modalities["video"].captured, emotion.modalities["video"].reason
         assert emotion.stages_ms.total is not None
-    assert any(isinstance(data := event.payload(), Device) and data.state == "ended" for event in rest)
+    said = [event.payload() for event in rest]
+    assert any(isinstance(data, Device) and data.state == "ended" for data in said)
 
 
 def test_devices_and_doctor_see_the_microphone(virtual_microphone: VirtualMicrophone, tmp_path: Path) -> None:
@@ -73,3 +76,31 @@ def test_devices_and_doctor_see_the_microphone(virtual_microphone: VirtualMicrop
         assert run.process.returncode == 0, output + complaints
     assert "ok  model" in output
     assert "!!" not in output
+
+
+def test_a_live_capture_that_dies_is_started_again_and_is_heard(
+    virtual_microphone: VirtualMicrophone, tmp_path: Path
+) -> None:
+    sound = spoken_example(tmp_path / "spoken.wav")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    arguments = ("--no-camera", "--events", "jsonl", *ANY_PORT)
+    with ExitStack() as stack:
+        run = stack.enter_context(running(folder, *arguments, surroundings=virtual_microphone.environment))
+        events = run.events()
+
+        def emotion_after_start() -> Event:
+            assert any(isinstance(data := event.payload(), Device) and data.state == "opened" for event in events)
+            player = subprocess.Popen(["paplay", "--device=virt", str(sound)], env=virtual_microphone.environment)
+            stack.callback(end_process, player)
+            found = next(event for event in events if event.type == "emotion")
+            end_process(player)
+            return found
+
+        first = emotion_after_start()
+        os.kill(run.pid_with("outbox.sqlite"), signal.SIGKILL)
+        second = emotion_after_start()
+        run.interrupt()
+        assert list(events)
+        assert run.end() == 130
+    assert first.session != second.session

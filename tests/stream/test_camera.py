@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Semaphore
 from typing import NamedTuple
@@ -16,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.camera import Camera, CameraInfo, Capture, Patience, list_cameras, open_capture
+from stream.camera import Camera, Patience
 from stream.config import CameraConfig
 from stream.frames import FrameRing, shrink
-from stream.items import Image, Missing, VideoFrame
+from stream.items import Change, Image, Missing, VideoFrame
+from stream.opencv import Capture
 from telme.errors import MissingDependency, SourceError, TelmeStreamError
 
 MS = 1_000_000
@@ -352,43 +350,34 @@ def test_no_source_is_an_error() -> None:
         Camera(CameraConfig())
 
 
-# --- opening and listing
+def test_loss_and_return_are_told_once_each() -> None:
+    first, second, third = FakeCapture(), FakeCapture(), FakeCapture()
+    first.give()
+    changes: list[Change] = []
+    with Camera(CAMERA_7, opener(first, REFUSED, REFUSED, second, third), patience(), changes.append) as camera:
+        assert changes == []
+        first.lose()
+        eventually(lambda: changes == ["lost"])
+        assert not camera.alive
+        second.give()
+        eventually(lambda: changes == ["lost", "found"])
+        assert camera.alive
+        second.lose()
+        eventually(lambda: changes == ["lost", "found", "lost"])
+        camera.stop()
+        third.lose()
 
 
-def test_a_file_is_not_a_camera(tmp_path: Path) -> None:
-    path = tmp_path / "a.mp4"
-    path.touch()
-    with pytest.raises(SourceError, match="--input"):
-        open_capture(str(path))
-
-
-def test_a_device_path_that_does_not_exist_is_an_error() -> None:
-    with pytest.raises(SourceError, match="telme-stream devices"):
-        open_capture("/dev/no-camera-here")
-
-
-@pytest.mark.parametrize("source", [97, "97", "http://127.0.0.1:9/nothing"])
-def test_a_camera_that_is_not_there_is_an_error(source: int | str, capfd: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("cv2")
-    with pytest.raises(SourceError, match="does not open"):
-        open_capture(source)
-    assert capfd.readouterr() == ("", "")
-
-
-def test_without_opencv_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(MissingDependency, match=r"apt-get install libgl1 libglib2\.0-0"):
-        open_capture(0)
-
-
-def test_opencv_is_not_loaded_before_a_camera_is_opened() -> None:
-    code = "import sys, stream.camera, stream.frames; raise SystemExit('cv2' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_list_cameras_names_those_that_open() -> None:
-    first, third = FakeCapture(), FakeCapture()
-    found = list_cameras(opener(first, REFUSED, third), [90, 91, 92])
-    assert found == [CameraInfo(90, "camera 90"), CameraInfo(92, "camera 92")]
-    assert first.released.is_set()
-    assert third.released.is_set()
+def test_a_camera_that_opens_and_gives_nothing_is_not_found() -> None:
+    first, mute, third = FakeCapture(), FakeCapture(), FakeCapture()
+    first.give()
+    third.give()
+    changes: list[Change] = []
+    with Camera(CAMERA_7, opener(first, mute, third), patience(first_picture_s=0.5), changes.append) as camera:
+        first.lose()
+        third.take(1)
+        eventually(lambda: changes == ["lost", "found"])
+        assert camera.reopens == 1
+        camera.stop()
+        mute.lose()
+        third.lose()

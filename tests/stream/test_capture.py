@@ -137,7 +137,7 @@ class Sent:
 
 
 def utterance(seq: int) -> Utterance:
-    return Utterance(seq, "a", Span(0, 9, 0, 9, False), np.zeros(seq + 1, np.int16), Missing("none"), 1, 2)
+    return Utterance(seq, 0, Span(0, 9, 0, 9, False), 0, 562_500, np.zeros(seq + 1, np.int16), Missing("none"), 1, 2)
 
 
 def test_utterances_are_transcribed_in_order() -> None:

@@ -8,9 +8,12 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.inspect import IntType, LiteralType, StructType, type_info
 
 from stream.config import Config, load_config
 from telme.errors import ConfigError
+
+CONSTRAINED = {("camera", "size"): "1280x720", ("camera", "fps"): 25}
 
 
 def load(file: Path | None = None, flags: Mapping[str, Mapping[str, Any]] | None = None, **environment: str) -> Config:
@@ -52,10 +55,26 @@ def test_environment_variables_hold_numbers_and_words() -> None:
     assert config.camera.source == "rtsp://cam"
 
 
+def another(section: str, key: str, default: object) -> object:
+    """A value that the key may have and has not by default."""
+    info = type_info(type(getattr(Config(), section)))
+    assert isinstance(info, StructType)
+    kind = {field.name: field.type for field in info.fields}[key]
+    if isinstance(kind, LiteralType):
+        return next(value for value in kind.values if value != default)
+    if (section, key) in CONSTRAINED:
+        return CONSTRAINED[section, key]
+    if isinstance(default, float):
+        return default / 2
+    if isinstance(kind, IntType) and isinstance(default, int) and default == kind.le:
+        return default - 1
+    return default + 1 if isinstance(default, int) else f"{default}x"
+
+
 def test_every_key_can_be_set_by_the_environment() -> None:
     for section, keys in msgspec.to_builtins(Config()).items():
         for key, default in keys.items():
-            value = default + 1 if isinstance(default, int) else f"{default}x"
+            value = another(section, key, default)
             config = load_config(None, variables({f"{section}_{key}".upper(): str(value)}), {})
             assert getattr(getattr(config, section), key) == value
 
@@ -70,6 +89,11 @@ def test_every_key_can_be_set_by_the_environment() -> None:
         ("[segmenter]\nhangover_ms = 500.5\n", "`$.segmenter.hangover_ms`"),
         ("[segmenter]\naggressiveness = 4\n", "`$.segmenter.aggressiveness`"),
         ("[segmenter]\nmax_ms = 1000\n", "max_ms 1000 is below pre_roll_ms + min_speech_ms + 500, which is 1050"),
+        ('[camera]\nsize = "1280"\n', "`$.camera.size`"),
+        ('[camera]\nsize = "0x480"\n', "`$.camera.size`"),
+        ("[camera]\nfps = 0\n", "`$.camera.fps`"),
+        ('[camera]\nbackend = "directshow"\n', "`$.camera.backend`"),
+        ('[mic]\nfallback = "perhaps"\n', "`$.mic.fallback`"),
         ("[link]\nmax_message_bytes = 99999999999\n", "`$.link.max_message_bytes`"),
         ("[asr]\nmodel = 5\n", "`$.asr.model`"),
         ("debug = true\n", "'debug' in"),

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
+from typing import Literal
 
 import pytest
 
@@ -53,6 +54,23 @@ def test_stop_behind_go_is_seen(line: Line) -> None:
     control.wait_stop()
 
 
+def test_each_word_of_a_new_dialogue_is_heard_until_stop(line: Line) -> None:
+    near, control = line
+    heard: list[str] = []
+    kinds: tuple[Literal["go", "dialogue"], ...] = ("go", "dialogue", "dialogue")
+    for kind in kinds:
+        say(near, Word(kind, {}))
+    assert control.wait_go()
+
+    def on_dialogue() -> None:
+        heard.append("dialogue")
+        if len(heard) == 2:
+            say(near, Word("stop", {}))
+
+    control.wait_stop(on_dialogue)
+    assert heard == ["dialogue", "dialogue"]
+
+
 def test_the_end_of_the_line_is_stop(line: Line) -> None:
     near, control = line
     assert not control.stop_asked()
@@ -78,6 +96,6 @@ def test_speaking_to_nobody_is_an_error(line: Line) -> None:
 
 def test_a_poller_can_wait_for_the_line(line: Line) -> None:
     near, control = line
-    assert wait([control], 0) == []
+    assert wait([control.fileno()], 0) == []
     say(near, Word("go", {}))
-    assert wait([control], 10) == [control]
+    assert wait([control.fileno()], 10) == [control.fileno()]

@@ -94,15 +94,17 @@ def test_what_was_not_published_is_given_back_in_order(tmp_path: Path) -> None:
 def test_the_dialogue_is_restored_by_session_oldest_first(tmp_path: Path) -> None:
     with EventStore(tmp_path / "events") as store:
         for number, name in enumerate("abcd"):
-            turn = StoredTurn(name, f"word {number}")
+            turn = StoredTurn(name, f"word {number}", 0)
             store.add("s", "transcript", json_of("t"))
             store.add("s", "emotion", json_of("e"), answers=number, turn=turn)
         store.add("s", "fault", json_of("f"), answers=9)
-        store.add("t", "emotion", json_of("e"), answers=0, turn=StoredTurn("z", "elsewhere"))
+        store.add("t", "emotion", json_of("e"), answers=0, turn=StoredTurn("z", "elsewhere", 0))
     with EventStore(tmp_path / "events") as store:
-        assert store.turns("s", 3) == [StoredTurn(name, f"word {number}") for number, name in enumerate("abcd")][1:]
-        assert store.turns("t", 3) == [StoredTurn("z", "elsewhere")]
-        assert store.turns("u", 3) == []
+        assert (
+            store.turns("s", 0, 3) == [StoredTurn(name, f"word {number}", 0) for number, name in enumerate("abcd")][1:]
+        )
+        assert store.turns("t", 0, 3) == [StoredTurn("z", "elsewhere", 0)]
+        assert store.turns("u", 0, 3) == []
 
 
 def test_a_transaction_that_fails_leaves_nothing(tmp_path: Path) -> None:
@@ -153,7 +155,7 @@ with EventStore(folder / "events") as store, Outbox(folder / "outbox") as outbox
         outbox.put("s", number, [b"x" * 50_000])
         with store.transaction():
             store.add("s", "transcript", lambda seq: b"t")
-            store.add("s", "emotion", lambda seq: b"e", answers=number, turn=StoredTurn("a", str(number)))
+            store.add("s", "emotion", lambda seq: b"e", answers=number, turn=StoredTurn("a", str(number), 0))
         sys.stdout.write(f"{number}\\n")
         sys.stdout.flush()
         number += 1
@@ -174,7 +176,7 @@ def test_a_writer_killed_at_any_instant_loses_nothing_and_leaves_no_half(tmp_pat
         assert [event.type for event in events] == ["transcript", "emotion"] * (len(events) // 2)
         assert [event.seq for event in events] == list(range(1, len(events) + 1))
         assert all(store.is_answered("s", number) for number in range(said + 1))
-        assert len(store.turns("s", 10**6)) == len(events) // 2
+        assert len(store.turns("s", 0, 10**6)) == len(events) // 2
         kept = outbox.after(0, 10**6)
         assert len(events) // 2 <= len(kept) <= len(events) // 2 + 1
         assert all(utterance.frames == [b"x" * 50_000] for utterance in kept)

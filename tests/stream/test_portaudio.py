@@ -1,0 +1,236 @@
+"""Which microphone is meant, and one of them opened, against a fake PortAudio."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from stream.config import MicConfig
+from stream.items import Pcm
+from stream.portaudio import (
+    LatencyMeter,
+    MicrophoneInfo,
+    Opened,
+    Piece,
+    PortAudioRecording,
+    choose_microphone,
+    list_microphones,
+)
+from telme.errors import MissingDependency, SourceError
+from tests.stream.fake_portaudio import NO_STATUS, OVERFLOWN, FakePortAudioError, portaudio
+
+MS = 1_000_000
+DEADLINE_S = 20.0
+
+
+def ramp(start: int, length: int) -> Pcm:
+    return np.arange(start, start + length).astype(np.int16)
+
+
+def info(index: int, name: str, is_default: bool = False) -> MicrophoneInfo:
+    return MicrophoneInfo(index, name, "ALSA", 1, 48_000, is_default)
+
+
+MICROPHONES = [info(0, "USB mic", is_default=True), info(2, "USB mic pro"), info(5, "built-in")]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "index"), [(None, 0), (2, 2), ("2", 2), ("USB mic", 0), ("pro", 2), ("BUILT", 5), ("usb mic p", 2)]
+)
+def test_a_microphone_is_chosen_by_index_name_or_part_of_one(wanted: str | int | None, index: int) -> None:
+    assert choose_microphone(MICROPHONES, wanted).index == index
+
+
+@pytest.mark.parametrize(("wanted", "seen"), [("usb", "ambiguous"), ("radio", "not there"), (1, "not there")])
+def test_an_unknown_or_ambiguous_microphone_names_the_candidates(wanted: str | int, seen: str) -> None:
+    with pytest.raises(SourceError, match="telme-stream devices") as caught:
+        choose_microphone(MICROPHONES, wanted)
+    assert seen in caught.value.seen
+    assert "0 'USB mic', 2 'USB mic pro'" in caught.value.expected
+    assert ("built-in" in caught.value.expected) == (seen == "not there")
+
+
+def test_a_machine_without_a_microphone_says_so() -> None:
+    with pytest.raises(SourceError, match="the default microphone is not there; expected one of: no input device"):
+        choose_microphone([], None)
+
+
+def test_list_microphones_leaves_outputs_out() -> None:
+    assert list_microphones(portaudio(default_input=2)) == [
+        MicrophoneInfo(0, "built-in", "ALSA", 2, 48_000, False),
+        MicrophoneInfo(2, "USB mic", "ALSA", 1, 48_000, True),
+    ]
+
+
+def test_without_portaudio_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "sounddevice", raising=False)
+    monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
+    with pytest.raises(MissingDependency, match="apt-get install libportaudio2"):
+        list_microphones()
+
+
+def test_without_sounddevice_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    with pytest.raises(MissingDependency, match="pip install sounddevice"):
+        list_microphones()
+
+
+def test_sounddevice_is_not_loaded_before_a_microphone_is_opened() -> None:
+    code = "import sys, stream.mic, stream.recorder; raise SystemExit('sounddevice' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("adc_s", "current_s", "latency_ns"),
+    [
+        (100.0, 100.25, 250 * MS),
+        (100.0, 100.01, 30 * MS),  # a sample cannot be younger than its block
+        (0.0, 0.0, 30 * MS),
+        (0.0, 100.0, 30 * MS),
+        (100.0, 0.0, 30 * MS),
+        (100.0, 99.0, 30 * MS),
+        (1.0, 100.0, 30 * MS),
+        (math.nan, 100.0, 30 * MS),
+    ],
+)
+def test_the_latency_is_what_portaudio_says_where_it_makes_sense(
+    adc_s: float, current_s: float, latency_ns: int
+) -> None:
+    meter = LatencyMeter()
+    said = [meter.observe(adc_s, current_s, 30 * MS) for _ in range(100)]
+    assert said[0] == 30 * MS  # the first second is not believed
+    assert said[-1] == pytest.approx(latency_ns, abs=1_000)
+
+
+def test_a_latency_that_wanders_is_held_still() -> None:
+    meter = LatencyMeter()
+    said = [500 * MS] * 33 + [(30 + number % 1_500 * 30 // 1_500) * MS for number in range(6_000)]
+    measured = [meter.observe(100.0, 100.0 + latency_ns / 1e9, 30 * MS) for latency_ns in said]
+    assert max(measured) < 60 * MS
+    assert len(set(measured[330:])) == 1
+
+
+def test_a_latency_is_measured_anew_after_a_loss() -> None:
+    meter = LatencyMeter()
+    for _ in range(400):
+        meter.observe(100.0, 100.1, 30 * MS)
+    meter.restart()
+    again = [meter.observe(100.0, 100.2, 30 * MS) for _ in range(100)]
+    assert again[0] == pytest.approx(100 * MS, abs=1_000)  # what is known holds until there is better
+    assert again[-1] == pytest.approx(200 * MS, abs=1_000)
+
+
+# --- PortAudioRecording
+
+
+def heard(recording: PortAudioRecording) -> Piece:
+    piece = recording.get(DEADLINE_S)
+    assert isinstance(piece, Piece)
+    return piece
+
+
+def test_pieces_carry_the_frames_with_numbers_and_times() -> None:
+    module = portaudio()
+    recording = PortAudioRecording(MicConfig(), module)
+    assert recording.get(DEADLINE_S) == Opened("built-in", 16_000, 1)
+    before_ns = time.monotonic_ns()
+    module.streams[0].hear(ramp(0, 480))
+    module.streams[0].hear(ramp(480, 480))
+    first, second = heard(recording), heard(recording)
+    assert (first.first_frame, second.first_frame) == (0, 480)
+    assert first.data + second.data == ramp(0, 960).tobytes()
+    assert before_ns - 30 * MS <= first.captured_ns <= second.captured_ns <= time.monotonic_ns() - 30 * MS
+    assert not first.has_glitch
+    assert recording.get(0.01) is None
+    assert module.streams[0].settings["blocksize"] == 480
+    recording.close()
+    assert module.streams[0].closed
+
+
+def test_the_callbacks_buffer_is_copied() -> None:
+    module = portaudio()
+    recording = PortAudioRecording(MicConfig(), module)
+    recording.get(DEADLINE_S)
+    buffer = bytearray(ramp(1, 480).tobytes())
+    times = SimpleNamespace(inputBufferAdcTime=0.0, currentTime=0.0)
+    module.streams[0].settings["callback"](memoryview(buffer), 480, times, NO_STATUS)
+    buffer[:] = bytes(960)
+    assert heard(recording).data == ramp(1, 480).tobytes()
+
+
+def test_a_full_queue_loses_the_newest_and_the_numbers_stay_honest() -> None:
+    module = portaudio()
+    recording = PortAudioRecording(MicConfig(queue_blocks=2), module)
+    recording.get(DEADLINE_S)
+    for number in range(5):
+        module.streams[0].hear(ramp(480 * number, 480))
+    assert [heard(recording).first_frame, heard(recording).first_frame] == [0, 480]
+    module.streams[0].hear(ramp(2_400, 480))
+    late = heard(recording)
+    assert late.first_frame == 2_400
+    assert late.data == ramp(2_400, 480).tobytes()
+
+
+def test_portaudios_own_overflow_is_told() -> None:
+    module = portaudio()
+    recording = PortAudioRecording(MicConfig(), module)
+    recording.get(DEADLINE_S)
+    module.streams[0].hear(ramp(0, 480), OVERFLOWN)
+    module.streams[0].hear(ramp(480, 480))
+    assert [heard(recording).has_glitch, heard(recording).has_glitch] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("formats", "opened"),
+    [
+        ({(16_000, 1), (48_000, 1)}, (16_000, 1)),
+        ({(48_000, 1), (48_000, 2)}, (48_000, 1)),
+        ({(48_000, 2)}, (48_000, 2)),
+    ],
+)
+def test_the_devices_own_format_is_used_where_ours_is_refused(
+    formats: set[tuple[int, int]], opened: tuple[int, int]
+) -> None:
+    module = portaudio(formats=formats)
+    assert PortAudioRecording(MicConfig(), module).get(DEADLINE_S) == Opened("built-in", *opened)
+    settings = module.streams[0].settings
+    assert (settings["samplerate"], settings["channels"], settings["blocksize"]) == (*opened, opened[0] * 30 // 1000)
+
+
+def test_a_device_that_refuses_all_formats_says_which() -> None:
+    with pytest.raises(SourceError, match="16000 Hz x 1: Invalid sample rate") as caught:
+        PortAudioRecording(MicConfig(), portaudio(formats=set()))
+    assert "48000 Hz x 2" in caught.value.seen
+
+
+def test_a_busy_device_is_an_error_and_is_closed() -> None:
+    module = portaudio(start_error=FakePortAudioError("Device unavailable"))
+    with pytest.raises(SourceError, match="Device unavailable"):
+        PortAudioRecording(MicConfig(), module)
+    assert module.streams[0].closed
+
+
+def test_a_stream_that_ends_by_itself_is_an_error() -> None:
+    module = portaudio()
+    recording = PortAudioRecording(MicConfig(), module)
+    recording.get(DEADLINE_S)
+    module.streams[0].settings["finished_callback"]()
+    with pytest.raises(SourceError, match="ended by itself"):
+        recording.get(DEADLINE_S)
+
+
+def test_the_default_device_stands_in_for_one_that_is_away_where_that_is_wanted() -> None:
+    assert PortAudioRecording(MicConfig(device="headset", fallback=True), portaudio()).get(0) == Opened(
+        "built-in", 16_000, 1
+    )
+    assert PortAudioRecording(MicConfig(device="USB", fallback=True), portaudio()).get(0) == Opened(
+        "USB mic", 16_000, 1
+    )
+    with pytest.raises(SourceError, match="'headset' is not there"):
+        PortAudioRecording(MicConfig(device="headset"), portaudio())
