@@ -187,6 +187,7 @@ class SinkThread:
         self._sink = sink
         self._interrupts = interrupts
         self._stopping = threading.Event()
+        self._last_seq = 0
         self._thread = threading.Thread(target=self._main, name="sink", daemon=True)
 
     def __enter__(self) -> SinkThread:
@@ -215,8 +216,12 @@ class SinkThread:
     def _take(self, event: Event, json: bytes) -> bool:
         """Hand an event over; True when it was the last."""
         self.subscribed.set()
-        self._sink(event, json)
         if event.type != "status":
+            # A worker that died between publishing and noting it says the event once more.
+            if event.seq > self._last_seq:
+                self._last_seq = event.seq
+                self._sink(event, json)
             return False
+        self._sink(event, json)
         status = event.payload()
         return isinstance(status, Status) and status.role == "worker" and status.state == "stopped"
