@@ -10,7 +10,7 @@ from pathlib import Path
 
 import av
 
-from stream.wire import Device, Event, Emotion
+from stream.wire import Device, Emotion, Event
 from tests.commands import ANY_PORT, EXAMPLES, emotions, running
 from tests.live import MjpegServer, VirtualMicrophone, end_process
 
