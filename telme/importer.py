@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import shutil
 import struct
 import tarfile
 import tempfile
@@ -28,7 +29,7 @@ from telme.backbones import PUBLISHED_BACKBONES, Backbones, published_config
 from telme.bundle import check_tokenizer_files, write_bundle
 from telme.config import Part, TelmeConfig
 from telme.dialogue import SPEAKER_TOKENS
-from telme.errors import BundleError, MissingDependency, UsageError
+from telme.errors import BundleError, UsageError
 from telme.labels import LABEL_SETS
 from telme.modeling import TelmeModel
 from telme.published import PARTS, differences, published_names
@@ -203,24 +204,31 @@ def _opened(source: Path, dataset: str, staging: Path) -> Iterator[dict[Part, Pa
 
 
 def _unpacked(archive: Path, dataset: str, staging: Path) -> dict[Part, Path]:
-    if not hasattr(tarfile, "data_filter"):
-        raise MissingDependency(
-            "a Python whose tarfile has no data_filter", "3.11.4 or newer", "unpack the archive and give the folder"
-        )
+    """The four files, written under names of our own: what the archive calls them decides nothing on this disk."""
     try:
         with tarfile.open(archive) as tar:
             members = {member.name: member for member in tar if member.name.endswith(".bin")}
             chosen = _chosen(members, dataset, archive)
             # In the archive's order, so that a compressed one is read once more and not four times.
-            for name in sorted(chosen.values(), key=lambda name: members[name].offset):
-                if not members[name].isreg():
-                    raise BundleError(f"{archive} in which {name} is no file", "a plain file", "fetch it again")
-                tar.extract(members[name], staging, filter="data")
-    except tarfile.FilterError as error:
-        raise BundleError(f"{archive}: {error}", "files inside the archive's own folder", "do not use it") from error
+            for part, name in sorted(chosen.items(), key=lambda item: members[item[1]].offset):
+                _check_member(members[name], archive)
+                content = tar.extractfile(members[name])
+                assert content is not None  # a plain file has one
+                with content, (staging / f"{part}.bin").open("wb") as file:
+                    shutil.copyfileobj(content, file)
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise BundleError(f"{archive} cannot be unpacked: {error}", _LABEL, "fetch it again") from error
-    return {part: staging / name for part, name in chosen.items()}
+    return {part: staging / f"{part}.bin" for part in chosen}
+
+
+def _check_member(member: tarfile.TarInfo, archive: Path) -> None:
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts:
+        raise BundleError(
+            f"{archive} with {member.name!r}, a path outside the archive's own folder", "plain names", "do not use it"
+        )
+    if not member.isreg():
+        raise BundleError(f"{archive} in which {member.name} is no file", "a plain file", "fetch it again")
 
 
 def _chosen(names: Iterable[str], dataset: str, source: Path) -> dict[Part, str]:

@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event as ThreadEvent
 
 import msgspec
 
@@ -20,6 +22,7 @@ COMMAND = (sys.executable, "-m", "stream.cli")
 DEADLINE_S = 150
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ANY_PORT = ("--events-address", "tcp://127.0.0.1:*")
+_LEFT_DEADLINE_S = 5.0
 _MARK = "TELME_TEST_RUN"
 
 
@@ -53,8 +56,14 @@ class Run:
         return self.process.wait(DEADLINE_S)
 
     def left_running(self) -> list[str]:
-        """Command lines of processes of this run that still live."""
-        return [line for pid, line in self._processes() if pid != os.getpid()]
+        """Command lines of processes of this run that still live some seconds after its end.
+
+        Python's resource tracker ends by itself, an instant after the process whose pipe it reads.
+        """
+        deadline_s = time.monotonic() + _LEFT_DEADLINE_S
+        while (left := [line for _, line in self._processes()]) and time.monotonic() < deadline_s:
+            ThreadEvent().wait(0.02)
+        return left
 
     def worker_pid(self) -> int:
         """The process that has the event journal open."""

@@ -225,7 +225,7 @@ def archive_with(path: Path, authors: Path, member: tarfile.TarInfo, content: by
 def test_an_archive_cannot_write_outside(shelf: Shelf, authors: Path, tmp_path: Path, name: str) -> None:
     content = (authors / "teacher.bin").read_bytes()
     archive = archive_with(tmp_path / "evil.tar", authors, tarfile.TarInfo(name), content)
-    refused(shelf, archive, tmp_path, "outside the destination")
+    refused(shelf, archive, tmp_path, "outside the archive's own folder")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["authors", "evil.tar", "made"]
 
 
