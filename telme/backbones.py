@@ -7,7 +7,7 @@ facebook/timesformer-base-finetuned-k400, the initial weights of arXiv 2401.1298
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from telme.config import PUBLISHED_FUSION, TelmeConfig
@@ -91,7 +91,7 @@ def published_config(dataset: str, backbones: Backbones = PUBLISHED_BACKBONES) -
         text_config=dict(backbones.text),
         audio_config=dict(backbones.audio),
         video_config=dict(backbones.video),
-        fusion=PUBLISHED_FUSION[dataset],
+        fusion=asdict(PUBLISHED_FUSION[dataset]),
         max_prompt_tokens=512,
         max_turns=_TURNS[dataset],
     )

@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
@@ -44,19 +45,30 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded bundle.
+    """A bundle.
 
     Attributes:
         model_id: Its name and the first 12 hex digits of the SHA-256 of the weights, part after part.
+        weights: That SHA-256 in full.
         config: Its configuration.
         tokenizer: Its tokenizer.
-        model: Its networks in eval mode, float32, on the CPU.
+        folder: Where it lies.
     """
 
     model_id: str
+    weights: str
     config: TelmeConfig
     tokenizer: PreTrainedTokenizerBase
-    model: TelmeModel
+    folder: Path
+
+    @cached_property
+    def model(self) -> TelmeModel:
+        """Its networks in eval mode, float32, on the CPU; read from the folder when they are first asked for.
+
+        Raises:
+            BundleError: They are damaged or do not fit the configuration.
+        """
+        return TelmeModel.from_pretrained(self.folder, config=self.config)
 
 
 def packaged_folder(name: str) -> Path:
@@ -74,7 +86,7 @@ def bundle_path(name: str) -> Path:
     if not folder.is_dir():
         if not _HUB_ID.fullmatch(name):
             raise BundleError(
-                f"no bundle {name!r}", f"a folder, a hub id or one of: {', '.join(PACKAGED)}", "check --bundle"
+                f"no bundle {name!r}", f"a folder, a hub id or one of: {', '.join(PACKAGED)}", "check the name"
             )
         folder = model_folder(name)
     lacking = [file for file in REQUIRED_FILES if not (folder / file).is_file()]
@@ -88,16 +100,26 @@ def bundle_path(name: str) -> Path:
 
 
 def load_bundle(name: str) -> Bundle:
-    """Load a bundle by packaged name, folder or hub id.
+    """Load a bundle by packaged name, folder or hub id, its networks included.
 
     Raises:
         BundleError: It is missing, incomplete, damaged, or its weights do not fit its configuration.
     """
+    bundle = open_bundle(name)
+    _ = bundle.model
+    return bundle
+
+
+def open_bundle(name: str) -> Bundle:
+    """Open a bundle by packaged name, folder or hub id; its weights are digested, but no network is made yet.
+
+    Raises:
+        BundleError: It is missing or incomplete, or its configuration or tokenizer is damaged.
+    """
     folder = bundle_path(name)
     config = read_config(folder)
-    model = TelmeModel.from_pretrained(folder, config=config)
     tokenizer = load_tokenizer(folder)
-    rows = int(model.text.text_model.config.vocab_size)
+    rows = int((config.text_config or {}).get("vocab_size", 0))
     if len(tokenizer) > rows:
         raise BundleError(
             f"{folder / TOKENIZER_FILE} with {len(tokenizer)} tokens",
@@ -105,7 +127,8 @@ def load_bundle(name: str) -> Bundle:
             "copy the bundle again",
         )
     weights = _sha256(*(folder / PART_FILES[part] for part in config.parts))
-    return Bundle(f"{Path(name).expanduser().resolve().name}-{weights[:12]}", config, tokenizer, model)
+    model_id = f"{Path(name).expanduser().resolve().name}-{weights[:12]}"
+    return Bundle(model_id, weights, config, tokenizer, folder)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

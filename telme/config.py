@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from transformers import AutoConfig, PretrainedConfig
@@ -39,9 +39,9 @@ PUBLISHED_FUSION = {
 
 
 class TelmeConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
-    """Configuration of a bundle, stored as its config.json.
+    """Configuration of a bundle, stored as its config.json; transformers makes a dataclass of it.
 
-    Args:
+    Attributes:
         dataset: Key of `telme.labels.LABEL_SETS`; decides the classes.
         text_config: transformers configuration of the text backbone as a dict with `model_type`.
         audio_config: The same of the audio student's backbone; None in a bundle without one.
@@ -51,34 +51,22 @@ class TelmeConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
         max_prompt_tokens: Prompt length in tokens, mask included; older tokens are cut (paper: 512).
         max_turns: Turns of context, the current one included.
         calibration_temperature: Logits are divided by it before the softmax; fitted on dev, 1 leaves them as they are.
-        kwargs: What PretrainedConfig takes besides.
+        turn_starts: Ids of the tokens that begin a turn or the question at the end. Where they are given, a token of
+            the prompt sees its own turn and those before it; without them, the whole prompt (paper).
     """
 
     model_type = "telme"
 
-    def __init__(
-        self,
-        dataset: str = "meld",
-        text_config: dict[str, Any] | None = None,
-        audio_config: dict[str, Any] | None = None,
-        video_config: dict[str, Any] | None = None,
-        fusion: dict[str, Any] | FusionSettings | None = None,
-        mode: str = CLEAN.name,
-        max_prompt_tokens: int = 512,
-        max_turns: int = 24,
-        calibration_temperature: float = 1.0,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.dataset = dataset
-        self.text_config = text_config
-        self.audio_config = audio_config
-        self.video_config = video_config
-        self.fusion = asdict(fusion) if isinstance(fusion, FusionSettings) else fusion
-        self.mode = mode
-        self.max_prompt_tokens = max_prompt_tokens
-        self.max_turns = max_turns
-        self.calibration_temperature = calibration_temperature
+    dataset: str = "meld"
+    text_config: dict[str, Any] | None = None
+    audio_config: dict[str, Any] | None = None
+    video_config: dict[str, Any] | None = None
+    fusion: dict[str, Any] | None = None
+    mode: str = CLEAN.name
+    max_prompt_tokens: int = 512
+    max_turns: int = 24
+    calibration_temperature: float = 1.0
+    turn_starts: list[int] | None = None
 
     @property
     def label_set(self) -> LabelSet:

@@ -1,88 +1,176 @@
-"""Readers of the annotation files of MELD. A data set is a description; the reader is one."""
+"""Annotations and clips of a data set, read as its description says (`telme.datasets`)."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from telme.datasets import MELD_DATA, Dataset, Split
 from telme.dialogue import DialogueWindow, Turn, speaker_of
 from telme.errors import DataError
-from telme.labels import MELD, LabelSet
+from telme.features import Missing
 from telme.modes import CLEAN, Mode
 
 
 @dataclass(frozen=True)
-class DatasetFormat:
-    """How one data set writes its annotations.
+class Row:
+    """One annotated utterance.
 
     Attributes:
-        labels: Its classes.
-        dialogue, speaker, text, emotion: Names of the columns.
-        train, dev: Names of the CSV files in its folder.
+        dialogue: Its dialogue.
+        turn: Who said what, as annotated.
+        label: Index of its class.
+        utterance: Its name, in its dialogue (MELD) or in the data set (IEMOCAP).
+        span_s: Where it lies in its recording, in seconds; None where a clip is one utterance.
     """
-
-    labels: LabelSet
-    dialogue: str
-    speaker: str
-    text: str
-    emotion: str
-    train: str
-    dev: str
-
-
-MELD_FORMAT = DatasetFormat(
-    MELD, "Dialogue_ID", "Speaker", "Utterance", "Emotion", "train_meld_emo.csv", "dev_meld_emo.csv"
-)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One annotated utterance: its dialogue, its turn and the index of its class."""
 
     dialogue: str
     turn: Turn
     label: int
+    utterance: str = ""
+    span_s: tuple[float, float] | None = None
 
 
-def read_rows(path: Path, data: DatasetFormat = MELD_FORMAT) -> list[Row]:
-    """Read one CSV file.
+@dataclass(frozen=True)
+class ClipSource:
+    """Where an utterance's sound and pictures are, or why they are not.
+
+    Attributes:
+        sound: A media file; all of its sound is the utterance's.
+        pictures: A media file, which may be the same.
+        span_s: Which pictures of that file, in seconds; None for all.
+    """
+
+    sound: Path | Missing
+    pictures: Path | Missing
+    span_s: tuple[float, float] | None = None
+
+
+def read_split(root: Path, split: Split, data: Dataset = MELD_DATA) -> list[Row]:
+    """Read the annotations of a split.
+
+    Args:
+        root: The data set's folder.
+        split: Which.
+        data: The data set.
 
     Raises:
-        DataError: The file is missing, lacks a column, is not UTF-8, is empty or has an unknown label.
+        DataError: There is no such file, or it does not hold what it must.
+    """
+    return read_rows(annotation_file(root, split, data), data)
+
+
+def annotation_file(root: Path, split: Split, data: Dataset = MELD_DATA) -> Path:
+    """The annotation file of a split: of the names it goes by, the first that is there, or the first."""
+    paths = [root / name for name in data.splits[split].annotations]
+    return next((path for path in paths if path.is_file()), paths[0])
+
+
+def read_rows(path: Path, data: Dataset = MELD_DATA) -> list[Row]:
+    """Read one annotation file.
+
+    Raises:
+        DataError: The file is missing, lacks a column, is not UTF-8, is empty, or has an unknown label or a broken row.
     """
     if not path.is_file():
-        raise DataError(
-            f"no file {path}", f"the {data.labels.dataset} annotations", "check the path given to --csv or --data"
-        )
+        raise DataError(f"no file {path}", f"the {data.name} annotations", "check the path given to --csv or --data")
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             columns = reader.fieldnames or ()
-            lacking = [name for name in (data.dialogue, data.speaker, data.text, data.emotion) if name not in columns]
+            lacking = [name for name in data.columns.names if name not in columns]
             if lacking:
                 raise DataError(
-                    f"{path} without column {', '.join(lacking)}", f"columns as in {data.train}", "check the file"
+                    f"{path} without column {', '.join(lacking)}",
+                    f"the columns of {data.name}: {', '.join(data.columns.names)}",
+                    "check the file, and --dataset",
                 )
-            rows = [_row(path, line, record, data) for line, record in enumerate(reader, start=2)]
+            rows = [_row(path, reader.line_num, record, data) for record in reader]
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-8: {error}", "UTF-8", "convert the file, for instance with iconv"
         ) from error
+    except (csv.Error, OSError) as error:
+        raise DataError(f"{path} cannot be read: {error}", "a CSV file", "check the file") from error
     if not rows:
         raise DataError(f"{path} holds no rows", "annotated utterances", "check the file")
     return rows
 
 
-def _row(path: Path, line: int, record: dict[str, str | None], data: DatasetFormat) -> Row:
-    dialogue, speaker, text, emotion = (record[name] for name in (data.dialogue, data.speaker, data.text, data.emotion))
-    if dialogue is None or speaker is None or text is None or emotion not in data.labels.names:
+def _row(path: Path, line: int, record: Mapping[str, str | None], data: Dataset) -> Row:
+    columns = data.columns
+    found = {name: value for name in columns.names if (value := record[name]) is not None}
+    lacking = [name for name in columns.names if name not in found]
+    if lacking:
+        raise DataError(f"{path} line {line} ends before {', '.join(lacking)}", "a value a column", "mend that line")
+    emotion = found[columns.emotion]
+    if emotion not in data.labels.names:
         raise DataError(
             f"{path} line {line} with label {emotion!r}", f"one of {', '.join(data.labels.names)}", "mend that line"
         )
-    return Row(dialogue, Turn(speaker, text), data.labels.index(emotion))
+    if not found[columns.text].strip():
+        raise DataError(f"{path} line {line} without words in {columns.text}", "what was said", "mend that line")
+    return Row(
+        found[columns.dialogue],
+        Turn(found[columns.speaker], found[columns.text]),
+        data.labels.index(emotion),
+        found[columns.utterance],
+        _span(path, line, found, data),
+    )
+
+
+def _span(path: Path, line: int, found: Mapping[str, str], data: Dataset) -> tuple[float, float] | None:
+    if data.columns.start is None or data.columns.end is None:
+        return None
+    start, end = found[data.columns.start], found[data.columns.end]
+    try:
+        span = float(start), float(end)
+    except ValueError:
+        span = 0.0, 0.0
+    if not 0 <= span[0] < span[1] < float("inf"):
+        raise DataError(
+            f"{path} line {line} from {start!r} to {end!r}", "seconds, the end after the start", "mend that line"
+        )
+    return span
+
+
+def find_clip(row: Row, root: Path, split: Split, data: Dataset = MELD_DATA, mode: Mode = CLEAN) -> ClipSource:
+    """Where the clip of an utterance is.
+
+    Args:
+        row: The utterance.
+        root: The data set's folder.
+        split: The split it is in.
+        data: The data set.
+        mode: Says whether clips that are known to be bad are read.
+    """
+    bad = data.known_bad.get((split, row.dialogue, row.utterance))
+    if bad is not None and mode.known_bad_clips == "absent":
+        reason = Missing(f"known to be bad: {bad}")
+        return ClipSource(reason, reason)
+    parts = re.fullmatch(data.clips.name, row.utterance)
+    if parts is None:
+        odd = Missing("its utterance has no name that a clip could go by")
+        return ClipSource(odd, odd)
+    fields = {
+        "folder": data.splits[split].folder,
+        "dialogue": row.dialogue,
+        "utterance": row.utterance,
+        **parts.groupdict(),
+    }
+    margin_s = data.clips.margin_s
+    span_s = None if row.span_s is None else (max(row.span_s[0] - margin_s, 0.0), row.span_s[1] + margin_s)
+    return ClipSource(_find(root, data.clips.sound, fields), _find(root, data.clips.pictures, fields), span_s)
+
+
+def _find(root: Path, patterns: Iterable[str], fields: Mapping[str, str]) -> Path | Missing:
+    paths = [root / pattern.format_map(fields) for pattern in patterns]
+    found = next((path for path in paths if path.is_file()), None)
+    return Missing("its file is not there") if found is None else found
 
 
 def windows(rows: Iterable[Row], max_turns: int, mode: Mode = CLEAN) -> Iterator[DialogueWindow]:

@@ -8,17 +8,22 @@
     ├── FeatureError                 a turn, sound or picture that cannot become tensors
     ├── BundleError                  a model folder that is missing, incomplete or damaged
     ├── PredictorError               the model could not answer
+    │   └── OutOfMemory              a batch that the device has no room for; a smaller one may do
+    ├── EngineError                  an engine that cannot be exported, built, cached or loaded
     ├── SourceError                  a microphone, camera or file that cannot be opened or read
     ├── TranscriptionError           the speech recognizer could not be loaded or run
     ├── WireError                    bytes that are not a message of this protocol
     ├── LinkError                    a socket that cannot be bound, or a peer that does not answer
     ├── JournalError                 the store of utterances and events cannot be read or written
+    ├── OutputError                  standard output that cannot be written
     └── ProcessError                 a child process that failed
 
 Every message says what was seen, what was expected and what to do about it.
 """
 
 from __future__ import annotations
+
+INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 class TelmeStreamError(Exception):
@@ -72,6 +77,14 @@ class PredictorError(TelmeStreamError):
     """The model could not answer."""
 
 
+class OutOfMemory(PredictorError):
+    """The device has no room for a batch of this size; a smaller one may do."""
+
+
+class EngineError(TelmeStreamError):
+    """An engine cannot be exported, built, cached or loaded."""
+
+
 class SourceError(TelmeStreamError):
     """A microphone, a camera or a file cannot be opened or read."""
 
@@ -90,6 +103,10 @@ class LinkError(TelmeStreamError):
 
 class JournalError(TelmeStreamError):
     """The store of utterances and events cannot be read or written."""
+
+
+class OutputError(TelmeStreamError):
+    """Standard output cannot be written."""
 
 
 class ProcessError(TelmeStreamError):

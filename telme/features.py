@@ -6,7 +6,7 @@ Shapes: B batch, T tokens, S samples, edge the side of the video student's pictu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,8 +20,8 @@ from telme.dialogue import SPEAKER_TOKENS, DialogueWindow, Turn, heard_text
 from telme.errors import FeatureError
 from telme.frames import FRAMES
 from telme.modes import Mode, Student
-from telme.pixels import pixel_values
-from telme.sound import MAX_CLIP_S, input_values
+from telme.pixels import cropped, normalised
+from telme.sound import input_values, too_long
 from telme.tokens import prompt_for_tokenizer
 
 MODALITIES = ("text", "audio", "video")
@@ -41,6 +41,34 @@ NOT_GIVEN = Missing("not given")
 
 
 @dataclass(frozen=True, eq=False)
+class Watched:
+    """Pictures that the video student has watched before: its feature [1, D] stands for them."""
+
+    feature: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Media:
+    """An utterance's sound and pictures on the way to tensors, small enough to keep on disk.
+
+    Attributes:
+        sound: [S] float32 as `telme.sound.input_values` makes it, or why there is none.
+        pictures: [8, edge, edge, 3] uint8 as `telme.pixels.cropped` makes it, or why there are none.
+        blank: Published code: the pictures of a clip that is too long are zeros, whatever they show.
+    """
+
+    sound: NDArray[np.float32] | Missing = NOT_GIVEN
+    pictures: NDArray[np.uint8] | Missing = NOT_GIVEN
+    blank: bool = False
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """`audio` and `video`, where they are missing, and why."""
+        both = {"audio": self.sound, "video": self.pictures}
+        return {name: item.reason for name, item in both.items() if isinstance(item, Missing)}
+
+
+@dataclass(frozen=True, eq=False)
 class Features:
     """One utterance, ready for a Predictor.
 
@@ -48,13 +76,14 @@ class Features:
         prompt_ids: Token ids of the prompt, the mask token last.
         context_turns: Turns in the prompt, the current one included.
         sound: [S] float32 as `telme.sound.input_values` makes it, or why there is none.
-        pixels: [1, 8, 3, edge, edge] float32 as `telme.pixels.pixel_values` makes it, or why there is none.
+        pixels: [1, 8, 3, edge, edge] float32 as `telme.pixels.pixel_values` makes it, what was made of the same
+            pictures before, or why there are none.
     """
 
     prompt_ids: tuple[int, ...]
     context_turns: int
     sound: NDArray[np.float32] | Missing = NOT_GIVEN
-    pixels: Tensor | Missing = NOT_GIVEN
+    pixels: Tensor | Watched | Missing = NOT_GIVEN
 
     @property
     def missing(self) -> dict[str, str]:
@@ -109,7 +138,7 @@ class FeatureMaker:
         self,
         window: DialogueWindow,
         audio: NDArray[Any] | Missing = NOT_GIVEN,
-        video: NDArray[Any] | Missing = NOT_GIVEN,
+        video: NDArray[Any] | Watched | Missing = NOT_GIVEN,
         audio_rate_hz: int = CAPTURE_RATE_HZ,
     ) -> Features:
         """Features of the window's last turn. Sound or pictures that cannot be made tensors are missing, and say why.
@@ -117,20 +146,68 @@ class FeatureMaker:
         Args:
             window: The dialogue up to and with the utterance, in the maker's mode.
             audio: [samples] mono, int16 or float32 within -1 .. 1.
-            video: [8, height, width, 3] uint8 RGB, chosen by `telme.frames.frame_indices`.
+            video: [8, height, width, 3] uint8 RGB, chosen by `telme.frames.frame_indices`, or what was made of them.
             audio_rate_hz: Rate of the sound.
 
         Raises:
             FeatureError: The window is empty.
         """
-        return Features(
-            prompt_ids=self._prompt_ids(window),
-            context_turns=len(window),
-            sound=self._made("audio", audio, lambda pcm: input_values(as_float(pcm), audio_rate_hz, self.mode)),
-            pixels=self._made("video", video, lambda frames: self._pixels(frames, audio, audio_rate_hz)),
-        )
+        if isinstance(video, Watched):
+            heard = self.features(window, self.media(audio, NOT_GIVEN, audio_rate_hz))
+            return replace(heard, pixels=video)
+        return self.features(window, self.media(audio, video, audio_rate_hz))
 
-    def _prompt_ids(self, window: DialogueWindow) -> tuple[int, ...]:
+    def media(
+        self,
+        audio: NDArray[Any] | Missing = NOT_GIVEN,
+        video: NDArray[Any] | Missing = NOT_GIVEN,
+        audio_rate_hz: int = CAPTURE_RATE_HZ,
+    ) -> Media:
+        """The first half of `make`, which needs no dialogue; arguments as there."""
+        sound = self._made("audio", audio, lambda pcm: input_values(as_float(pcm), audio_rate_hz, self.mode))
+        long = not isinstance(audio, Missing) and too_long(audio, audio_rate_hz)
+        if long and self.mode.long_clip == "absent" and not isinstance(video, Missing):
+            video = Missing("the clip is too long")
+        pictures = self._made("video", video, lambda frames: cropped(frames, self._edge))
+        return Media(sound, pictures, blank=long and self.mode.long_clip == "zeros")
+
+    def features(self, window: DialogueWindow, media: Media) -> Features:
+        """The second half of `make`.
+
+        Args:
+            window: The dialogue up to and with the utterance, in the maker's mode.
+            media: As `media` made it.
+
+        Raises:
+            FeatureError: The window is empty.
+        """
+        return Features(self.prompt_ids(window), len(window), media.sound, self.pixels(media))
+
+    def pixels(self, media: Media) -> Tensor | Missing:
+        """The video student's input [1, 8, 3, edge, edge], or why there is none."""
+        if isinstance(media.pictures, Missing):
+            return media.pictures
+        if media.blank:
+            return torch.zeros((1, FRAMES, 3, self._edge, self._edge))
+        return normalised(media.pictures, self.mode)
+
+    @property
+    def media_settings(self) -> dict[str, Any]:
+        """All settings that `media` depends on, as values of JSON: the key under which its results can be kept."""
+        return {
+            "audio_rate_hz": self.mode.audio_rate_hz,
+            "long_clip": self.mode.long_clip,
+            "frame_rule": self.mode.frame_rule,
+            "edge": self._edge,
+            "read": [name for name in sorted(self._unread) if self._unread[name] is None],
+        }
+
+    def prompt_ids(self, window: DialogueWindow) -> tuple[int, ...]:
+        """Token ids of the prompt of a window's last turn, the mask token last.
+
+        Raises:
+            FeatureError: The window is empty.
+        """
         prompt = prompt_for_tokenizer(window.prompt(self._separator), self.mode)
         ids = self._tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
         return (*ids[-self._keep :], self._mask_id)
@@ -146,13 +223,6 @@ class FeatureMaker:
             return make(given)
         except FeatureError as error:
             return Missing(str(error))
-
-    def _pixels(self, frames: NDArray[np.uint8], audio: NDArray[Any] | Missing, audio_rate_hz: int) -> Tensor:
-        # Published code: of a clip that is too long the pictures become zeros along with the sound.
-        too_long = not isinstance(audio, Missing) and len(audio) > MAX_CLIP_S * audio_rate_hz
-        if too_long and self.mode.long_clip == "zeros":
-            return torch.zeros((1, FRAMES, 3, self._edge, self._edge))
-        return pixel_values(frames, self.mode, self._edge)
 
 
 def as_float(pcm: NDArray[Any]) -> NDArray[np.float32]:

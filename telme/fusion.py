@@ -16,6 +16,8 @@ absent students take part in it as zeros.)
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -98,6 +100,15 @@ class AttentionShiftFusion(nn.Module):
         length = scale * shift.norm(dim=1) / text.norm(dim=1).clamp(min=_EPSILON)
         return FusionOutput(self.W(fused), used, length)
 
+    def row_by_row(self) -> AttentionShiftFusion:
+        """The same weights, each row on its own whatever the mode: how a live utterance is answered.
+
+        In a published mode a batch of one is the same as this.
+        """
+        alone = copy.copy(self)
+        alone._mode = replace(self._mode, fusion_across_batch=False)
+        return alone
+
     def _attend(self, pair: Tensor) -> Tensor:
         if self._mode.fusion_across_batch:
             # [B, V] without a batch axis: the rows are the sequence (published code).
@@ -112,10 +123,11 @@ class AttentionShiftFusion(nn.Module):
 
     def _scale(self, text: Tensor, shift: Tensor) -> Tensor:
         """alpha = min(beta_shift * |text| / |shift|, 1) for each row [B]; a shift of length 0 counts as 1 long."""
-        length = shift.norm(dim=1)
+        # In float32: a sum of 768 squares can pass float16's largest number.
+        length = shift.float().norm(dim=1)
         length = length.where(length != 0, 1.0)
-        ratio: Tensor = self._beta_shift * text.norm(dim=1) / (length + _EPSILON)
-        return ratio.clamp(max=1.0)
+        ratio: Tensor = self._beta_shift * text.float().norm(dim=1) / (length + _EPSILON)
+        return ratio.clamp(max=1.0).to(text.dtype)
 
 
 def _check(text: Tensor, audio: Tensor | None, video: Tensor | None, present: Tensor | None) -> None:

@@ -20,8 +20,6 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, RobertaTokenizer
 
@@ -30,12 +28,20 @@ from telme.bundle import check_tokenizer_files, write_bundle
 from telme.config import Part, TelmeConfig
 from telme.dialogue import SPEAKER_TOKENS
 from telme.errors import BundleError, UsageError
+from telme.hub import (
+    TOKENIZER_FILES,
+    TOKENIZER_HUB_ID,
+    bundle_file,
+    check_processor,
+    processors_from_hub,
+    processors_in,
+    tokenizer_from_hub,
+)
 from telme.labels import LABEL_SETS
 from telme.modeling import TelmeModel
+from telme.modes import Student
 from telme.published import PARTS, differences, published_names
 
-TOKENIZER_HUB_ID = "FacebookAI/roberta-large"
-_TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
 _REPORTED_F1 = {"meld": "67.37", "iemocap": "70.48"}
 _LABEL = "the authors' archive, or the folder it unpacks to"
 
@@ -45,6 +51,7 @@ def import_published(
     dataset: str,
     out: Path,
     tokenizer_folder: Path | None = None,
+    processors_folder: Path | None = None,
     backbones: Backbones = PUBLISHED_BACKBONES,
 ) -> None:
     """Make a bundle in published mode.
@@ -54,31 +61,58 @@ def import_published(
         dataset: Key of `telme.labels.LABEL_SETS`.
         out: Folder of the bundle; must not exist, or be empty.
         tokenizer_folder: roberta-large's tokenizer files; None fetches them from the hub.
+        processors_folder: Holds the folders of the students' processors, named as their repositories; None fetches
+            them from the hub, if the tokenizer comes from there too, and otherwise leaves them out.
         backbones: Other ones than the published, for tests at toy size.
 
     Raises:
         UsageError: The data set is unknown, or `out` is taken.
         BundleError: A file is missing, damaged, holds more than tensors or does not fit the published networks; the
-            tokenizer cannot be had or is another; the bundle cannot be written.
+            tokenizer or a processor cannot be had or is another; the bundle cannot be written.
     """
-    if dataset not in LABEL_SETS:
-        raise UsageError(f"dataset {dataset!r}", f"one of {', '.join(LABEL_SETS)}", "set --dataset")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists", "a new folder", "choose another --out, or remove it")
+    check_target(dataset, out)
     if not source.exists():
         raise BundleError(f"no file or folder {source}", _LABEL, "check the path")
     config = published_config(dataset, backbones)
     tokenizer = published_tokenizer(tokenizer_folder, config)
+    processors = published_processors(processors_folder, from_hub=tokenizer_folder is None)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as staging:
             made = Path(staging) / "bundle"
+            made.mkdir()
+            for student, file in processors.items():
+                shutil.copyfile(file, made / bundle_file(student))
             with _opened(source, dataset, Path(staging)) as files:
                 card = _card(config, files)
                 write_bundle(made, config, _fitting(files, config), tokenizer, card, torch.float32)
             made.replace(out)
     except OSError as error:
         raise BundleError(f"{out} cannot be written: {error}", "a folder with room", "check --out") from error
+
+
+def check_target(dataset: str, out: Path) -> None:
+    """Check that there can be a bundle of that data set in that folder.
+
+    Raises:
+        UsageError: The data set is unknown, or the folder is taken.
+    """
+    if dataset not in LABEL_SETS:
+        raise UsageError(f"dataset {dataset!r}", f"one of {', '.join(LABEL_SETS)}", "name one of them")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists", "a new folder", "choose another --out, or remove it")
+
+
+def published_processors(folder: Path | None, from_hub: bool) -> dict[Student, Path]:
+    """The files of the students' processors, checked; none where they are neither given nor to be fetched.
+
+    Raises:
+        BundleError: One cannot be had, or is another.
+    """
+    files = processors_in(folder) if folder is not None else processors_from_hub() if from_hub else {}
+    for student, file in files.items():
+        check_processor(student, file)
+    return files
 
 
 def published_tokenizer(folder: Path | None, config: TelmeConfig) -> PreTrainedTokenizerBase:
@@ -92,11 +126,11 @@ def published_tokenizer(folder: Path | None, config: TelmeConfig) -> PreTrainedT
         BundleError: It cannot be had, or is another one.
     """
     if folder is None:
-        folder = _tokenizer_from_hub()
+        folder = tokenizer_from_hub()
     if not any((folder / name).is_file() for name in ("vocab.json", "tokenizer.json")):
         raise BundleError(
             f"{folder} without vocab.json or tokenizer.json",
-            f"the tokenizer files of {TOKENIZER_HUB_ID}: {', '.join(_TOKENIZER_FILES)}",
+            f"the tokenizer files of {TOKENIZER_HUB_ID}: {', '.join(TOKENIZER_FILES)}",
             "check the folder given to --tokenizer",
         )
     check_tokenizer_files(folder)
@@ -115,17 +149,6 @@ def published_tokenizer(folder: Path | None, config: TelmeConfig) -> PreTrainedT
             f"give the tokenizer files of {TOKENIZER_HUB_ID}",
         )
     return tokenizer
-
-
-def _tokenizer_from_hub() -> Path:
-    try:
-        return Path(snapshot_download(TOKENIZER_HUB_ID, allow_patterns=list(_TOKENIZER_FILES)))
-    except (OSError, HFValidationError) as error:
-        raise BundleError(
-            f"the tokenizer {TOKENIZER_HUB_ID} is not to be had from the hub ({type(error).__name__})",
-            f"a network, or the files {', '.join(_TOKENIZER_FILES)} in a folder",
-            "name that folder with --tokenizer",
-        ) from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:

@@ -31,19 +31,21 @@ class TextTeacher(nn.Module):
     """The text teacher: hidden state of the last position -> `W` (the feature) -> `classifier` (paper section 3.2).
 
     Args:
-        config: `text_config` names the backbone; its weights are random until loaded.
+        config: `text_config` names the backbone; its weights are random until loaded. `turn_starts` says what a
+            token sees.
     """
 
     def __init__(self, config: TelmeConfig) -> None:
         super().__init__()
         backbone = _backbone(config.text_config, "text_config")
+        self._turn_starts = config.turn_starts
         # The published teacher carries a pooler that nothing reads; it is not built here.
         self.text_model = _build(backbone, add_pooling_layer=False)
         self.W = nn.Linear(backbone.hidden_size, FEATURE_DIM)
         self.classifier = nn.Linear(FEATURE_DIM, len(config.label_set.names))
         # RoBERTa's family, MPNet included, counts positions from its padding index + 1; BERT's from 0.
         padding = getattr(self.text_model.embeddings, "padding_idx", None)
-        self._first_position = 0 if padding is None else padding + 1
+        self.first_position = 0 if padding is None else padding + 1
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> EncoderOutput:
         """Read left-padded prompts that end with the mask token.
@@ -53,12 +55,25 @@ class TextTeacher(nn.Module):
             attention_mask: [B, T] int64, 0 on the padding at the left.
         """
         # Positions count real tokens only, so that padding changes nothing.
-        positions = (attention_mask.cumsum(1) - 1).clamp(min=0) + self._first_position
+        positions = (attention_mask.cumsum(1) - 1).clamp(min=0) + self.first_position
+        seen = attention_mask
+        if self._turn_starts is not None:
+            seen = additive_mask(self._past_turns(input_ids, attention_mask), self.W.weight.dtype)
         hidden = self.text_model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=positions
+            input_ids=input_ids, attention_mask=seen, position_ids=positions
         ).last_hidden_state  # [B, T, H]
-        feature = self.W(hidden[:, -1])  # [B, D]
+        return self.read(hidden[:, -1])
+
+    def read(self, hidden: Tensor) -> EncoderOutput:
+        """Hidden states at the mask tokens [B, H] -> feature and logits."""
+        feature = self.W(hidden)  # [B, D]
         return EncoderOutput(feature, self.classifier(feature))
+
+    def _past_turns(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Which token (second axis) sees which (third): [B, T, T] bool."""
+        starts = torch.tensor(self._turn_starts, device=input_ids.device)
+        turn = (input_ids[:, :, None] == starts).any(2).to(torch.int64).cumsum(1)  # [B, T]
+        return (turn[:, None, :] <= turn[:, :, None]) & attention_mask[:, None, :].bool()
 
 
 class AudioStudent(nn.Module):
@@ -105,6 +120,12 @@ class VideoStudent(nn.Module):
         """
         feature = self.model(pixel_values).last_hidden_state[:, 0]  # [B, 1 + patches * F, H] -> [B, H]
         return EncoderOutput(feature, self.W(feature))
+
+
+def additive_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, T, T] bool -> [B, 1, T, T]: 0 where a token is seen and the least number of the type where it is not."""
+    hidden = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=seen.device)
+    return torch.where(seen[:, None], torch.zeros_like(hidden), hidden)
 
 
 def _backbone(settings: dict[str, Any] | None, field: str) -> PretrainedConfig:

@@ -27,7 +27,10 @@ class Mode:
         colour_order: Order of the colour channels that the video student sees; the published frames are BGR.
         frame_rule: How 8 frames are chosen from a clip. `steps`, the published rule and the only one: see
             `telme.frames.frame_indices`.
-        long_clip: What a clip of more than 30 s is. The published code feeds `zeros`; clean mode says it is `absent`.
+        long_clip: What a clip of more than 30 s is. The published MELD code feeds `zeros`, the IEMOCAP code has it
+            `read` like any other; clean mode says it is `absent`.
+        known_bad_clips: Whether clips of a data set that are known to be corrupt, mis-cut or out of sync are `read`
+            where they can be, as published, or `absent`.
         audio_left_pad: Zeros before a clip's samples. `batch`: up to the longest clip of the batch, as published,
             which puts padding at the time frame that is read. Otherwise a number of samples, the same for every clip,
             so that a clip's batch changes nothing.
@@ -51,7 +54,8 @@ class Mode:
     audio_rate_hz: int
     colour_order: Literal["rgb", "bgr"]
     frame_rule: Literal["steps"]
-    long_clip: Literal["zeros", "absent"]
+    long_clip: Literal["zeros", "read", "absent"]
+    known_bad_clips: Literal["read", "absent"]
     audio_left_pad: Literal["batch"] | int
     speaker_numbering: Literal["published", "clean"]
     speaker_names: Literal["column", "person"]
@@ -67,6 +71,7 @@ CLEAN = Mode(
     colour_order="rgb",
     frame_rule="steps",
     long_clip="absent",
+    known_bad_clips="absent",
     audio_left_pad=0,
     speaker_numbering="clean",
     speaker_names="person",
@@ -81,6 +86,7 @@ PUBLISHED_MELD = Mode(
     colour_order="bgr",
     frame_rule="steps",
     long_clip="zeros",
+    known_bad_clips="read",
     audio_left_pad="batch",
     speaker_numbering="published",
     speaker_names="column",
@@ -94,7 +100,8 @@ PUBLISHED_IEMOCAP = Mode(
     audio_rate_hz=22_050,
     colour_order="bgr",
     frame_rule="steps",
-    long_clip="zeros",
+    long_clip="read",
+    known_bad_clips="read",
     audio_left_pad="batch",
     speaker_numbering="published",
     speaker_names="column",

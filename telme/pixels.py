@@ -36,19 +36,40 @@ def pixel_values(frames: NDArray[np.uint8], mode: Mode, edge: int = 224) -> Tens
     Raises:
         FeatureError: The array has another shape or type.
     """
+    return normalised(cropped(frames, edge), mode)
+
+
+def cropped(frames: NDArray[np.uint8], edge: int = 224) -> NDArray[np.uint8]:
+    """The first half of `pixel_values`, whose result is small enough to keep: uint8 [8, edge, edge, 3], RGB.
+
+    Raises:
+        FeatureError: The array has another shape or type.
+    """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[::3] != (FRAMES, 3) or not frames.size:
         raise FeatureError(
             f"frames {frames.dtype} {frames.shape}",
             f"uint8 [{FRAMES}, height, width, 3]",
             "choose them by frame_indices",
         )
-    ordered = frames[..., ::-1] if mode.colour_order == "bgr" else frames
-    made = _processor(edge).preprocess([list(ordered)], return_tensors="np", input_data_format="channels_last")
+    made = image_processor(edge).preprocess(
+        [list(frames)], do_rescale=False, do_normalize=False, return_tensors="np", input_data_format="channels_last"
+    )
+    # [8, 3, edge, edge]; the processor hands back whole numbers.
+    return np.ascontiguousarray(np.asarray(made["pixel_values"])[0].transpose(0, 2, 3, 1).astype(np.uint8))
+
+
+def normalised(pictures: NDArray[np.uint8], mode: Mode) -> Tensor:
+    """The second half of `pixel_values`: [1, 8, 3, edge, edge] float32 from uint8 [8, edge, edge, 3], RGB."""
+    ordered = pictures[..., ::-1] if mode.colour_order == "bgr" else pictures
+    made = image_processor(pictures.shape[1]).preprocess(
+        [list(ordered)], do_resize=False, do_center_crop=False, return_tensors="np", input_data_format="channels_last"
+    )
     return torch.from_numpy(np.asarray(made["pixel_values"], dtype=np.float32))
 
 
 @cache
-def _processor(edge: int) -> VideoMAEImageProcessorPil:
+def image_processor(edge: int) -> VideoMAEImageProcessorPil:
+    """VideoMAE's processor for square pictures with sides of `edge` pixels."""
     return VideoMAEImageProcessorPil(
         size={"shortest_edge": edge},
         crop_size={"height": edge, "width": edge},

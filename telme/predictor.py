@@ -1,22 +1,33 @@
-"""Predictor: features in, probabilities out. The torch one is the reference that every engine is held against.
+"""Predictor: features in, probabilities out. One path for every backend; a backend brings the networks alone.
 
-Shapes: B batch, D feature, C classes.
+Shapes: B utterances, T tokens, S samples, F video frames, D = 768 feature, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from telme.bundle import Bundle
-from telme.errors import PredictorError
-from telme.features import Features, Missing, collate_prompts
+from telme.config import TelmeConfig
+from telme.errors import OutOfMemory, PredictorError
+from telme.features import Features, Missing, Watched, collate_prompts
 from telme.labels import LabelSet
+from telme.modeling import TelmeModel
+from telme.models import EncoderOutput
 from telme.sound import pad_left
+
+_log = logging.getLogger(__name__)
+
+# Prompts whose lengths are within so many tokens share a batch.
+_TOKENS_BUCKET = 32
+_CPU_OUT_OF_MEMORY = "can't allocate memory"  # of torch's CPU allocator, which raises a bare RuntimeError
 
 
 @dataclass(frozen=True)
@@ -26,10 +37,12 @@ class Prediction:
     Attributes:
         probabilities: Of each class, in the order of the label set; they sum to 1.
         unused: `audio` and `video`, where the answer does not depend on them, and why. The text is always used.
+        watched: What the video student made of the pictures, where it was used; it can stand for the same pictures.
     """
 
     probabilities: tuple[float, ...]
     unused: Mapping[str, str] = field(default_factory=dict)
+    watched: Watched | None = field(default=None, compare=False)
 
 
 class Predictor(Protocol):
@@ -57,66 +70,210 @@ class Predictor(Protocol):
         ...
 
 
-class TorchPredictor:
-    """A bundle under torch eager, float32, on the CPU or on CUDA where there is one."""
+class Networks(Protocol):
+    """A bundle's networks on some backend. Inputs come from the CPU, features may stay on a device.
 
-    def __init__(self, bundle: Bundle) -> None:
+    Attributes:
+        backend: What runs them.
+        most_rows: Most utterances in one call; 1 where a row would change its neighbours.
+    """
+
+    @property
+    def backend(self) -> str: ...
+    @property
+    def most_rows(self) -> int: ...
+
+    def text(self, ids: Tensor, mask: Tensor) -> EncoderOutput:
+        """The teacher on int64 [B, T], left-padded."""
+        ...
+
+    def audio(self, values: Tensor) -> Tensor:
+        """The audio student's feature [B, D] of float32 [B, S]; no row is padded to another's length."""
+        ...
+
+    def video(self, pixels: Tensor) -> Tensor:
+        """The video student's feature [B, D] of float32 [B, F, 3, edge, edge]."""
+        ...
+
+    def fusion(self, text: Tensor, audio: Tensor, video: Tensor, present: Tensor) -> Tensor:
+        """The fusion's logits [B, C], each row on its own, of features [B, D] and bool [B, 2]."""
+        ...
+
+
+class NetworkPredictor:
+    """Answers with the networks of a backend.
+
+    Encoders get batches of like length, the fusion each utterance on its own. A batch that the device has no room for
+    is halved, and later ones are no larger.
+
+    Args:
+        bundle: Gives the configuration and the padding token.
+        networks: The backend's.
+    """
+
+    def __init__(self, bundle: Bundle, networks: Networks) -> None:
         self.labels = bundle.config.label_set
         self.model_id = bundle.model_id
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.backend = f"torch-{self._device.type}"
+        self.backend = networks.backend
+        self._config: TelmeConfig = bundle.config
         self._mode = bundle.config.input_mode
         self._unread = {
             name: reason for name in self._mode.student_order if (reason := bundle.config.why_unread(name)) is not None
         }
         self._pad_id = int(bundle.tokenizer.pad_token_id)
-        self._temperature = bundle.config.calibration_temperature
-        self._model = bundle.model
-        self._model.to(self._device)  # type: ignore[arg-type]  # transformers wraps Module.to
+        self._networks = networks
+        self._most_rows = networks.most_rows
 
     @torch.inference_mode()
     def predict(self, batch: Sequence[Features]) -> list[Prediction]:
         """See Predictor."""
-        if not batch:
-            return []
-        unused = [{**self._unread, **features.missing} for features in batch]
-        try:
-            logits = self._logits(batch)
-        except (RuntimeError, IndexError) as error:
-            raise PredictorError(
-                f"{self.model_id} failed: {error}", "an answer", "run telme-stream doctor and report this"
+        answers: list[Prediction] = []
+        while len(answers) < len(batch):
+            rows = batch[len(answers) : len(answers) + self._most_rows]
+            try:
+                answers += self._answer(rows)
+            except (OutOfMemory, MemoryError, RuntimeError, IndexError) as error:
+                if not _lacks_memory(error):
+                    raise PredictorError(
+                        f"{self.model_id} on {self.backend} failed: {error}",
+                        "an answer",
+                        "run telme-stream doctor and report this",
+                    ) from error
+                self._most_rows = self._fewer(rows, error)
+        return answers
+
+    def _fewer(self, rows: Sequence[Features], error: Exception) -> int:
+        """How many utterances to try at once after there was no room for these."""
+        if len(rows) == 1:
+            raise OutOfMemory(
+                f"{self.backend} has no room for one utterance of {len(rows[0].prompt_ids)} tokens: {error}",
+                f"memory for {self.model_id}",
+                "stop what else uses that memory, or choose a smaller --bundle or another --backend",
             ) from error
-        probabilities = (logits.double().cpu() / self._temperature).softmax(1)  # [B, C]
-        return [Prediction(tuple(row), why) for row, why in zip(probabilities.tolist(), unused, strict=True)]
+        fewer = len(rows) // 2
+        _log.warning("no room for %d utterances at once on %s; now at most %d", len(rows), self.backend, fewer)
+        return fewer
 
-    def _logits(self, batch: Sequence[Features]) -> Tensor:
-        ids, mask = collate_prompts([features.prompt_ids for features in batch], self._pad_id)
-        text = self._model.text(ids.to(self._device), mask.to(self._device))
-        if self._model.fusion is None:
-            logits: Tensor = text.logits
-            return logits
-        heard, seen = self._heard(batch), self._seen(batch)
-        # One utterance at a time: the published fusion attends across the members of a batch.
-        rows = [
-            self._model.fusion(text.feature[row : row + 1], heard.get(row), seen.get(row)).logits
-            for row in range(len(batch))
+    def _answer(self, rows: Sequence[Features]) -> list[Prediction]:
+        unused = [{**self._unread, **features.missing} for features in rows]
+        text = self._read(rows)
+        if "fusion" in self._config.parts:
+            # Pictures first: on a GPU they take longest, and sounds run beside them.
+            seen, heard = self._seen(rows), self._heard(rows)
+            present = torch.tensor([[row in heard, row in seen] for row in range(len(rows))])
+            logits = self._networks.fusion(
+                text.feature, _stack(heard, text.feature), _stack(seen, text.feature), present
+            )
+        else:
+            logits, seen = text.logits, {}
+        # [B, C], with as many decimals as double has, so that rows sum to 1.
+        probabilities = (logits.double().cpu() / self._config.calibration_temperature).softmax(1).tolist()
+        return [
+            Prediction(tuple(probabilities[row]), unused[row], Watched(seen[row]) if row in seen else None)
+            for row in range(len(rows))
         ]
-        return torch.cat(rows)
 
-    def _heard(self, batch: Sequence[Features]) -> dict[int, Tensor]:
-        """Row -> the audio student's feature [1, D]. One at a time: it has no mask that would hide padding."""
-        if self._model.audio is None:
+    def _read(self, rows: Sequence[Features]) -> EncoderOutput:
+        """The teacher's answers in the order of the rows."""
+        lengths = {row: len(features.prompt_ids) for row, features in enumerate(rows)}
+        order: list[int] = []
+        answers: list[EncoderOutput] = []
+        for bucket in _grouped({row: -(-length // _TOKENS_BUCKET) for row, length in lengths.items()}):
+            answers.append(
+                self._networks.text(*collate_prompts([rows[row].prompt_ids for row in bucket], self._pad_id))
+            )
+            order += bucket
+        if len(answers) == 1:
+            return answers[0]
+        back = torch.tensor(order).argsort().to(answers[0].feature.device)
+        features, logits = zip(*answers, strict=True)
+        return EncoderOutput(torch.cat(features)[back], torch.cat(logits)[back])
+
+    def _heard(self, rows: Sequence[Features]) -> dict[int, Tensor]:
+        """Row -> the audio student's feature [1, D]. It has no mask, so only sounds of one length share a batch."""
+        if "audio" not in self._config.parts:
             return {}
-        return {
-            row: self._model.audio(pad_left([features.sound], self._mode).to(self._device)).feature
-            for row, features in enumerate(batch)
-            if not isinstance(features.sound, Missing)
-        }
+        sounds = {row: item.sound for row, item in enumerate(rows) if not isinstance(item.sound, Missing)}
+        heard: dict[int, Tensor] = {}
+        for bucket in _grouped({row: len(sound) for row, sound in sounds.items()}):
+            features = self._networks.audio(pad_left([sounds[row] for row in bucket], self._mode))
+            heard.update(zip(bucket, torch.split(features, 1), strict=True))
+        return heard
 
-    def _seen(self, batch: Sequence[Features]) -> dict[int, Tensor]:
+    def _seen(self, rows: Sequence[Features]) -> dict[int, Tensor]:
         """Row -> the video student's feature [1, D]."""
-        pixels = {row: item.pixels for row, item in enumerate(batch) if not isinstance(item.pixels, Missing)}
-        if self._model.video is None or not pixels:
+        if "video" not in self._config.parts:
             return {}
-        features = self._model.video(torch.cat(list(pixels.values())).to(self._device)).feature
-        return dict(zip(pixels, features.split(1), strict=True))
+        seen = {row: item.pixels.feature for row, item in enumerate(rows) if isinstance(item.pixels, Watched)}
+        new = {row: item.pixels for row, item in enumerate(rows) if isinstance(item.pixels, Tensor)}
+        if new:
+            features = self._networks.video(torch.cat(list(new.values())))
+            seen.update(zip(new, torch.split(features, 1), strict=True))
+        return seen
+
+
+class TorchNetworks:
+    """torch eager, float32, on the CPU or on CUDA where there is one: the reference that every backend is held against.
+
+    Args:
+        model: Its networks are moved to the device.
+    """
+
+    most_rows = 16
+
+    def __init__(self, model: TelmeModel) -> None:
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.backend = f"torch-{self._device.type}"
+        self._model = model
+        self._model.to(self._device)  # type: ignore[arg-type]  # transformers wraps Module.to
+        self._fusion = None if model.fusion is None else model.fusion.row_by_row()
+
+    def text(self, ids: Tensor, mask: Tensor) -> EncoderOutput:
+        """See Networks."""
+        answer: EncoderOutput = self._model.text(ids.to(self._device), mask.to(self._device))
+        return answer
+
+    def audio(self, values: Tensor) -> Tensor:
+        """See Networks."""
+        assert self._model.audio is not None
+        feature: Tensor = self._model.audio(values.to(self._device)).feature
+        return feature
+
+    def video(self, pixels: Tensor) -> Tensor:
+        """See Networks."""
+        assert self._model.video is not None
+        feature: Tensor = self._model.video(pixels.to(self._device)).feature
+        return feature
+
+    def fusion(self, text: Tensor, audio: Tensor, video: Tensor, present: Tensor) -> Tensor:
+        """See Networks."""
+        assert self._fusion is not None
+        logits: Tensor = self._fusion(text, audio, video, present.to(self._device)).logits
+        return logits
+
+
+def _grouped(keys: Mapping[int, int]) -> Iterator[list[int]]:
+    """Rows whose keys are equal, together."""
+    for _, rows in groupby(sorted(keys, key=keys.__getitem__), key=keys.__getitem__):
+        yield list(rows)
+
+
+def _stack(features: Mapping[int, Tensor], like: Tensor) -> Tensor:
+    """Row -> feature [1, D], to [B, D] as `like`; what stands in the other rows is ignored by the fusion."""
+    if len(features) == len(like):
+        return torch.cat([features[row] for row in range(len(like))])
+    stacked = torch.zeros_like(like)
+    for row, feature in features.items():
+        stacked[row] = feature[0]
+    return stacked
+
+
+def _lacks_memory(error: Exception) -> bool:
+    return isinstance(error, OutOfMemory | MemoryError | torch.OutOfMemoryError) or _CPU_OUT_OF_MEMORY in str(error)
+
+
+class TorchPredictor(NetworkPredictor):
+    """A bundle under torch eager, float32."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__(bundle, TorchNetworks(bundle.model))

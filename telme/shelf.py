@@ -16,6 +16,7 @@ from telme.dialogue import Turn
 from telme.errors import BundleError, TelmeStreamError
 from telme.features import CAPTURE_RATE_HZ, FeatureMaker
 from telme.frames import FRAMES
+from telme.hub import PROCESSORS, bundle_file, check_processor
 from telme.modeling import CONFIG_FILE, PART_FILES, read_config
 from telme.predictor import TorchPredictor
 
@@ -105,6 +106,8 @@ def verify(name: str) -> Iterator[Finding]:
     yield _checked("card", lambda: _check_card(folder))
     yield _checked("labels", lambda: ", ".join(read_config(folder).label_set.names))
     yield _checked("mode", lambda: read_config(folder).input_mode.name)
+    if any((folder / bundle_file(student)).is_file() for student in PROCESSORS):
+        yield _checked("inputs", lambda: _check_processors(folder))
     yield _checked("parts", load)
     if loaded:
         yield _checked("numbers", lambda: _check_numbers(loaded[0]))
@@ -170,6 +173,12 @@ def _check_card(folder: Path) -> str:
             f"{CARD_FILE} without a heading", "data, licences, figures and limits", "write the model card"
         )
     return text.splitlines()[0].lstrip("# ")
+
+
+def _check_processors(folder: Path) -> str:
+    for student in PROCESSORS:
+        check_processor(student, folder / bundle_file(student))
+    return f"made as the processors say of {', '.join(processor.hub_id for processor in PROCESSORS.values())}"
 
 
 def _check_numbers(bundle: Bundle) -> str:

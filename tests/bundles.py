@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from bench.random_bundle import speaking
 from telme.bundle import save_bundle
 from telme.config import PUBLISHED_FUSION, Part, TelmeConfig
-from telme.dialogue import SPEAKER_TOKENS
 from telme.modeling import TelmeModel
 from telme.models import TextTeacher
 from tests.telme import tiny
@@ -30,17 +29,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     raw = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     raw.normalizer = normalizers.BertNormalizer(lowercase=True)
     raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    make: Any = PreTrainedTokenizerFast  # its constructor has no types
-    tokenizer: PreTrainedTokenizerFast = make(
-        tokenizer_object=raw,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
+    return speaking(
+        raw, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]"
     )
-    tokenizer.add_special_tokens({"additional_special_tokens": list(SPEAKER_TOKENS)})
-    return tokenizer
 
 
 def tiny_config(vocabulary_size: int) -> TelmeConfig:

@@ -1,6 +1,7 @@
 """Checkpoints with the authors' file names, parameter names and shapes, and random weights.
 
-python -m tests.telme.checkpoints --dataset meld --out FOLDER     full size: 2.3 GB, and FOLDER/tokenizer
+python -m tests.telme.checkpoints --dataset meld --out FOLDER     full size: 2.3 GB, FOLDER/tokenizer and
+                                                                  FOLDER/processors
 """
 
 from __future__ import annotations
@@ -22,6 +23,28 @@ from tests.telme import tiny
 
 BPE = Path(__file__).parents[1] / "golden" / "bpe"
 SPEAKERS = 9
+# The students' processors as their repositories have them.
+PROCESSORS: Mapping[str, Mapping[str, object]] = {
+    "data2vec-audio-base-960h": {
+        "do_normalize": True,
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "feature_size": 1,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": True,
+        "sampling_rate": 16_000,
+    },
+    "videomae-base": {
+        "do_center_crop": True,
+        "do_normalize": True,
+        "do_resize": True,
+        "feature_extractor_type": "VideoMAEFeatureExtractor",
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "resample": 2,
+        "size": 224,
+    },
+}
 ROBERTA_TOKENS = 50_265
 
 
@@ -40,6 +63,14 @@ def toy_tokenizer_files(folder: Path, size: int = 0) -> int:
     (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     (folder / "merges.txt").write_bytes((BPE / "merges.txt").read_bytes())
     return len(vocabulary)
+
+
+def processor_files(folder: Path) -> Path:
+    """Write the students' processors, each in a folder named as its repository, and return their folder."""
+    for name, settings in PROCESSORS.items():
+        (folder / name).mkdir(parents=True)
+        (folder / name / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder
 
 
 def toy_backbones(tokens: int) -> Backbones:
@@ -92,6 +123,7 @@ def main() -> None:
     options = parser.parse_args()
     make_checkpoint(options.out, options.dataset)
     toy_tokenizer_files(options.out / "tokenizer", ROBERTA_TOKENS)
+    processor_files(options.out / "processors")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from telme.predictor import TorchPredictor
 from telme.published import PARTS, published_names
 from telme.shelf import verify
 from telme.tokens import prompt_for_tokenizer
-from tests.telme.checkpoints import make_checkpoint, pack, toy_backbones, toy_tokenizer_files
+from tests.telme.checkpoints import make_checkpoint, pack, processor_files, toy_backbones, toy_tokenizer_files
 from tests.telme.prompts import made_up_prompts
 
 
@@ -41,7 +41,7 @@ class Shelf:
             make_checkpoint(place, dataset, self.backbones)
 
     def imported(self, source: Path, out: Path, dataset: str = "meld") -> Path:
-        import_published(source, dataset, out, self.tokenizer, self.backbones)
+        import_published(source, dataset, out, self.tokenizer, backbones=self.backbones)
         return out
 
 
@@ -276,8 +276,40 @@ def test_another_tokenizer_is_refused(shelf: Shelf, tmp_path: Path, break_it: st
         case _:
             vocabulary.write_text("no json", encoding="utf-8")
     with pytest.raises(BundleError, match="tokenizer"):
-        import_published(shelf.authors["meld"], "meld", tmp_path / "bundle", folder, shelf.backbones)
+        import_published(shelf.authors["meld"], "meld", tmp_path / "bundle", folder, backbones=shelf.backbones)
     assert not (tmp_path / "bundle").exists()
+
+
+def test_processors_come_along_and_are_checked(shelf: Shelf, tmp_path: Path) -> None:
+    folder, out = processor_files(tmp_path / "processors"), tmp_path / "bundle"
+    import_published(shelf.authors["meld"], "meld", out, shelf.tokenizer, folder, shelf.backbones)
+    for name, repository in (("audio", "data2vec-audio-base-960h"), ("video", "videomae-base")):
+        given = folder / repository / "preprocessor_config.json"
+        assert (out / f"{name}_preprocessor_config.json").read_bytes() == given.read_bytes()
+    assert not [finding for finding in verify(str(out)) if finding.wrong]
+    (out / "video_preprocessor_config.json").unlink()
+    wrong = {finding.name for finding in verify(str(out)) if finding.wrong}
+    assert wrong == {"digests", "inputs"}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("videomae-base", '{"image_mean": [0.5, 0.5, 0.5], "size": 224}', r"image_mean .*\(0.485, 0.456, 0.406\)"),
+        ("videomae-base", "no json", "not a valid JSON"),
+        ("data2vec-audio-base-960h", '{"sampling_rate": 8000}', "sampling_rate 8000; expected sampling_rate 16000"),
+        ("data2vec-audio-base-960h", None, "the processor of facebook/data2vec-audio-base-960h"),
+    ],
+)
+def test_another_processor_is_refused(shelf: Shelf, tmp_path: Path, file: str, content: str | None, says: str) -> None:
+    folder = processor_files(tmp_path / "processors")
+    path = folder / file / "preprocessor_config.json"
+    path.unlink()
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(BundleError, match=says):
+        import_published(shelf.authors["meld"], "meld", tmp_path / "b", shelf.tokenizer, folder, shelf.backbones)
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_disk_without_room_leaves_nothing(shelf: Shelf, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -134,7 +134,7 @@ def test_parts_follow_from_the_configuration() -> None:
     assert students.parts == ("text", "audio", "video")
     assert students.why_unread("video") == "the bundle has no fusion that would read the video student"
     settings = replace(PUBLISHED_FUSION["meld"], beta_shift=0.5)
-    deaf = tiny.config(audio_config=None, fusion=settings)
+    deaf = tiny.config(audio_config=None, fusion=asdict(settings))
     assert deaf.parts == ("text", "video", "fusion")
     assert deaf.fusion_settings == settings
     assert (deaf.why_unread("audio"), deaf.why_unread("video")) == ("the bundle has no audio student", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ def test_a_missing_backbone_is_named(network: type[nn.Module]) -> None:
 
 
 def test_config_survives_the_disk(tmp_path: Path) -> None:
-    written = tiny.config(dataset="iemocap", mode="published-iemocap", fusion=FusionSettings(0.3, 2, 0.0))
+    written = tiny.config(dataset="iemocap", mode="published-iemocap", fusion=asdict(FusionSettings(0.3, 2, 0.0)))
     written.save_pretrained(tmp_path)
     read = TelmeConfig.from_pretrained(tmp_path)
     assert read.to_dict() == written.to_dict()

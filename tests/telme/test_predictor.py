@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from telme.bundle import Bundle, load_bundle
 from telme.config import Part
 from telme.dialogue import Turn
-from telme.errors import PredictorError
+from telme.errors import OutOfMemory, PredictorError
 from telme.features import FeatureMaker, Features, Missing, collate_prompts
-from telme.predictor import TorchPredictor
+from telme.models import EncoderOutput
+from telme.predictor import NetworkPredictor, TorchNetworks, TorchPredictor
 from telme.sound import pad_left
 from tests.bundles import make_full_bundle
 
@@ -110,6 +112,72 @@ def test_features_that_another_bundle_would_read_are_said_to_be_unused(tmp_path:
     whole, deaf = loaded(tmp_path / "whole"), loaded(tmp_path / "deaf", ("audio",))
     (prediction,) = TorchPredictor(deaf).predict([features(whole, *MEDIA[8_000])])
     assert prediction.unused == {"audio": "the bundle has no audio student"}
+
+
+class Cramped(TorchNetworks):
+    """Networks whose device has room for a few rows at once."""
+
+    def __init__(self, bundle: Bundle, room: int, error: Exception) -> None:
+        super().__init__(bundle.model)
+        self.room = room
+        self.asked: list[int] = []
+        self._error = error
+
+    def text(self, ids: Tensor, mask: Tensor) -> EncoderOutput:
+        self.asked.append(len(ids))
+        if len(ids) > self.room:
+            raise self._error
+        return super().text(ids, mask)
+
+
+NO_ROOM = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    OutOfMemory("the device is full", "room", "free some"),
+]
+
+
+@pytest.mark.parametrize("error", NO_ROOM)
+def test_a_batch_without_room_is_halved_for_good(
+    tmp_path: Path, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = loaded(tmp_path)
+    batch = [features(bundle)] * 5
+    networks = Cramped(bundle, 2, error)
+    predictor = NetworkPredictor(bundle, networks)
+    (expected,) = TorchPredictor(bundle).predict(batch[:1])
+    for answer in predictor.predict(batch):
+        assert answer.probabilities == pytest.approx(expected.probabilities, abs=1e-6)
+        assert answer.unused == expected.unused
+    assert networks.asked == [5, 2, 2, 1]
+    assert "no room for 5 utterances at once on torch-cpu; now at most 2" in caplog.text
+    predictor.predict(batch)
+    assert networks.asked[4:] == [2, 2, 1]
+
+
+def test_one_utterance_without_room_is_a_clear_error_and_the_next_may_fit(tmp_path: Path) -> None:
+    bundle = loaded(tmp_path)
+    networks = Cramped(bundle, 0, NO_ROOM[0])
+    predictor = NetworkPredictor(bundle, networks)
+    with pytest.raises(OutOfMemory, match=r"torch-cpu has no room for one utterance of \d+ tokens: CUDA out of memory"):
+        predictor.predict([features(bundle)] * 3)
+    networks.room = 1
+    assert len(predictor.predict([features(bundle)])) == 1
+
+
+def test_pictures_watched_before_are_not_watched_again(tmp_path: Path) -> None:
+    bundle = loaded(tmp_path)
+    assert bundle.model.video is not None
+    sound, pictures = MEDIA[16_000]
+    predictor = TorchPredictor(bundle)
+    (first,) = predictor.predict([features(bundle, sound, pictures)])
+    assert first.watched is not None
+    bundle.model.video.forward = None  # type: ignore[assignment]  # it must not be called
+    again = [features(bundle, sound, first.watched), features(bundle, sound, BLIND)]
+    second, third = predictor.predict(again)
+    assert second.probabilities == pytest.approx(first.probabilities, abs=1e-6)
+    assert second.unused == {}
+    assert third.watched is None
 
 
 def test_no_utterances_have_no_answers(tmp_path: Path) -> None:

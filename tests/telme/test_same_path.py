@@ -1,4 +1,4 @@
-"""One dialogue through the offline reader and through the live worker: equal tensors, equal answers."""
+"""One dialogue through the trainer's loader and through the live worker: equal tensors, equal answers."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ import numpy as np
 import pytest
 import torch
 
-from stream import wire
-from stream.worker import Model, Worker
+from stream import bus, wire
+from stream.recognise import Model
+from stream.worker import Worker
 from telme.bundle import load_bundle
-from telme.data import read_rows, windows
+from telme.cache import MediaCache, prepare
+from telme.data import find_clip, read_split, windows
 from telme.features import FeatureMaker, Features, Missing
 from telme.labels import LabelSet
-from telme.modes import MODES
+from telme.learners import ClipExamples
+from telme.models import EncoderOutput
+from telme.modes import MODES, Student
 from telme.predictor import Prediction, TorchPredictor
 from tests.bundles import make_full_bundle
-from tests.stream.test_worker import Bench, utterance
+from tests.miniature import write_clip
+from tests.stream.workers import Bench, utterance
 
 # Straight apostrophes, as recognizers write them; the published mode wants U+0092.
 TEXTS = ("Hello there.", "I'm so happy!", "What is it?  No, no.", "It isn't")
@@ -26,10 +31,11 @@ SPEAKERS = ("ann", "ben", "ann", "cleo")
 CHANCE = np.random.default_rng(9)
 SOUNDS = [CHANCE.integers(-9_000, 9_000, 12_000 + 500 * turn).astype(np.int16) for turn in range(len(TEXTS))]
 CLIPS = [CHANCE.integers(0, 256, (8, 40, 48, 3)).astype(np.uint8) for _ in TEXTS]
-# The microphone fails in the third turn and the camera in the fourth.
+# There is no sound in the third turn and there are no pictures in the fourth.
 HEARD = [*SOUNDS[:2], None, SOUNDS[3]]
 SEEN = [*CLIPS[:3], None]
-SILENT, BLIND = "the microphone is off", "the camera is off"
+# As a clip says it, so that both sides give the same reason.
+SILENT, BLIND = "its file has no sound", "its file has no pictures"
 
 
 class Recorder:
@@ -65,23 +71,43 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     made.close()
 
 
-def offline(folder: Path, maker: FeatureMaker, apostrophe: str) -> list[Features]:
+def make_data(root: Path, apostrophe: str) -> Path:
+    """The dialogue as a MELD of one dialogue, its clips in files that lose nothing."""
     lines = [
         f'{number},"{text.replace(chr(39), apostrophe)}",{speaker},joy,positive,0,{number}'
         for number, (speaker, text) in enumerate(zip(SPEAKERS, TEXTS, strict=True))
     ]
-    csv = folder / "rows.csv"
+    for turn, (pcm, frames) in enumerate(zip(HEARD, SEEN, strict=True)):
+        write_clip(root / "train_splits" / f"dia0_utt{turn}.mp4", pcm, frames, exact=True)
     header = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID"
-    csv.write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
-    made = zip(windows(read_rows(csv), 24, maker.mode), HEARD, SEEN, strict=True)
-    return [
-        maker.make(window, Missing(SILENT) if pcm is None else pcm, Missing(BLIND) if frames is None else frames)
-        for window, pcm, frames in made
+    (root / "train_meld_emo.csv").write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
+    return root
+
+
+def loaded(root: Path, maker: FeatureMaker) -> list[Features]:
+    """The dialogue as the trainer loads it: clips decoded and cached, the cached ones read again."""
+    rows = read_split(root, "train")
+    sources = [find_clip(row, root, "train", mode=maker.mode) for row in rows]
+    cache = MediaCache(root / "cache", maker)
+    missing = prepare(cache, sources, workers=0).missing
+    features = [
+        maker.features(window, cache.media(source))
+        for window, source in zip(windows(rows, 24, maker.mode), sources, strict=True)
     ]
+    students: tuple[Student, Student] = ("audio", "video")
+    nothing = torch.zeros((len(rows), 1))
+    for student in students:
+        kept = [row for row, lacking in enumerate(missing) if student not in lacking]
+        taught = EncoderOutput(nothing, nothing)
+        examples = ClipExamples(cache, maker, student, [sources[row] for row in kept], [0] * len(kept), taught)
+        for index, row in enumerate(kept):
+            given = features[row].sound if student == "audio" else features[row].pixels
+            np.testing.assert_array_equal(np.asarray(examples[index]["inputs"]), np.asarray(given))
+    return features
 
 
 @pytest.mark.parametrize("mode", [name for name in MODES if name != "published-iemocap"])
-def test_the_worker_makes_the_tensors_that_the_reader_makes(tmp_path: Path, bench: Bench, mode: str) -> None:
+def test_the_worker_makes_the_tensors_that_the_trainer_loads(tmp_path: Path, bench: Bench, mode: str) -> None:
     bundle = load_bundle(str(make_full_bundle(tmp_path / "bundle", mode=mode)))
     maker, recorder = FeatureMaker(bundle.tokenizer, bundle.config), Recorder(TorchPredictor(bundle))
     bench.worker = Worker(bench.link, bench.store, Model(maker, recorder, bundle.config.max_turns))
@@ -96,7 +122,8 @@ def test_the_worker_makes_the_tensors_that_the_reader_makes(tmp_path: Path, benc
         bench.send(utterance(turn, text, speaker=speaker, **described), media)
         said.append(bench.emotion())
 
-    expected = offline(tmp_path, maker, "\x92" if mode == "published-meld" else "'")
+    root = make_data(tmp_path / "meld", "\x92" if mode == "published-meld" else "'")
+    expected = loaded(root, maker)
     assert len(recorder.asked) == len(expected) == len(TEXTS)
     for live, read in zip(recorder.asked, expected, strict=True):
         assert live.prompt_ids == read.prompt_ids
@@ -106,13 +133,14 @@ def test_the_worker_makes_the_tensors_that_the_reader_makes(tmp_path: Path, benc
             np.testing.assert_array_equal(live.sound, read.sound)
         if not isinstance(read.pixels, Missing):
             assert isinstance(live.pixels, torch.Tensor)
+            assert isinstance(read.pixels, torch.Tensor)
             assert torch.equal(live.pixels, read.pixels)
     assert recorder.answered == [TorchPredictor(bundle).predict([features])[0] for features in expected]
 
     used, silent, blind = (
-        wire.Modality(captured=True, used=True, reason=None),
-        wire.Modality(captured=False, used=False, reason=SILENT),
-        wire.Modality(captured=False, used=False, reason=BLIND),
+        bus.Modality(captured=True, used=True, reason=None),
+        bus.Modality(captured=False, used=False, reason=SILENT),
+        bus.Modality(captured=False, used=False, reason=BLIND),
     )
     assert [emotion.modalities for emotion in said] == [
         {"text": used, "audio": audio, "video": video}

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from transformers import Wav2Vec2FeatureExtractor
 
 from telme.errors import FeatureError
-from telme.modes import CLEAN, PUBLISHED_MELD
+from telme.modes import CLEAN, PUBLISHED_IEMOCAP, PUBLISHED_MELD
 from telme.sound import MAX_SAMPLES, input_values, pad_left
 
 
@@ -45,11 +45,12 @@ def test_a_long_sound_keeps_its_end() -> None:
     np.testing.assert_allclose(made, input_values(pcm[-MAX_SAMPLES:], 16_000, CLEAN), rtol=0, atol=1e-6)
 
 
-def test_a_clip_past_thirty_seconds_is_absent_or_published_zeros() -> None:
+def test_a_clip_past_thirty_seconds_is_absent_or_published_zeros_or_read() -> None:
     pcm = tone(30 * 16_000 + 1)
     with pytest.raises(FeatureError, match="absent"):
         input_values(pcm, 16_000, CLEAN)
     assert np.array_equal(input_values(pcm, 16_000, PUBLISHED_MELD), np.zeros(1412, dtype=np.float32))
+    assert len(input_values(pcm, 16_000, PUBLISHED_IEMOCAP)) == MAX_SAMPLES
 
 
 @pytest.mark.parametrize("samples", [0, 399])

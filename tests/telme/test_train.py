@@ -1,91 +1,284 @@
-"""The trainer on a made-up miniature: it learns, it saves a bundle that loads, it goes on after an interruption."""
+"""All three stages on the miniatures: the loss falls, bundles load and answer, a killed run ends as if it had not been.
+
+Real processes are killed with SIGKILL; all else runs in this one.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from transformers import BertConfig, BertModel
+import torch
+from safetensors.torch import load_file
 
 from bench.meld_f1 import main as meld_f1
 from telme.bundle import CARD_FILE, load_bundle
-from telme.data import MELD_FORMAT
+from telme.cache import MediaCache
+from telme.checkpoints import METRICS_FILE, complete_checkpoints
+from telme.data import find_clip, read_split, windows
 from telme.dialogue import SPEAKER_TOKENS
+from telme.features import FeatureMaker
+from telme.predictor import TorchPredictor
+from telme.recipes import RECIPES, differences, flat, recipe_named
 from telme.train import main
-from tests.bundles import tiny_config, tiny_tokenizer
+from tests.miniature import make_iemocap, make_meld
+from tests.telme.encoders import make_encoders
 
-HEADER = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID\n"
-LINES = (
-    ("i am so happy !", "joy"),
-    ("i am so sad .", "sadness"),
-    ("what is it ?", "surprise"),
-    ("hello there", "neutral"),
-)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
-
-@pytest.fixture
-def miniature(tmp_path: Path) -> Path:
-    """Annotations whose words give the emotion away, and a random encoder to start from."""
-    data = tmp_path / "data"
-    data.mkdir()
-    for name, dialogues in ((MELD_FORMAT.train, 24), (MELD_FORMAT.dev, 6)):
-        rows = [
-            f"1,{text},{speaker},{emotion},neutral,{dialogue},{turn}"
-            for dialogue in range(dialogues)
-            for turn, ((text, emotion), speaker) in enumerate(zip(LINES, "abab", strict=True))
-        ]
-        (data / name).write_text(HEADER + "\n".join(rows) + "\n", encoding="utf-8")
-    tokenizer = tiny_tokenizer()
-    settings = dict(tiny_config(len(tokenizer)).text_config or {})
-    settings.pop("model_type")
-    BertModel(BertConfig(**settings)).save_pretrained(tmp_path / "init")
-    tokenizer.save_pretrained(tmp_path / "init")
-    return tmp_path
+REPOSITORY = Path(__file__).parents[2]
+# Tiny encoders learn little in little time.
+STAGES: dict[str, list[str]] = {
+    "teacher": ["--batch", "8", "--epochs", "12", "--lr", "2e-3", "--head-lr", "5e-3"],
+    "students": ["--batch", "8", "--epochs", "4", "--lr", "5e-4", "--head-lr", "1e-3"],
+    "fusion": ["--batch", "8", "--epochs", "3", "--lr", "1e-3"],
+}
+RUNS = {
+    "teacher": ("teacher",),
+    "students": ("students/audio", "students/video"),
+    "fusion": ("fusion",),
+}
 
 
-def arguments(folder: Path, out: str, *more: str) -> list[str]:
-    places = ["--data", str(folder / "data"), "--init", str(folder / "init"), "--out", str(folder / out)]
-    return ["teacher", *places, "--lr", "2e-3", "--head-lr", "5e-3", *more]
+def arguments(folder: Path, stage: str, dataset: str, out: str, *more: str) -> list[str]:
+    inits = {
+        "teacher": ["--init", str(folder / "text"), "--max-tokens", "96"],
+        "students": ["--audio-init", str(folder / "audio"), "--video-init", str(folder / "video")],
+        "fusion": [],
+    }
+    places = ["--data", str(folder / dataset), "--out", str(folder / out), "--dataset", dataset, "--workers", "0"]
+    return [stage, *places, *inits[stage], *STAGES[stage], *more]
 
 
-def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, float]:
-    found: dict[str, float] = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+def train(folder: Path, stage: str, dataset: str = "meld", out: str = "out", *more: str) -> None:
+    assert main(arguments(folder, stage, dataset, out, *more)) == 0
+
+
+def metrics(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
     return found
 
 
-def test_it_learns_what_the_words_give_away(miniature: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(arguments(miniature, "out", "--epochs", "20"))
-    report = last_line(capsys)
-    assert report["weighted_f1"] > 90
-    bundle = load_bundle(str(miniature / "out" / "bundle"))
+def losses(folder: Path) -> list[float]:
+    return [entry["loss"] for entry in metrics(folder)["log"] if "loss" in entry]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both miniatures, the encoders, and all stages of MELD trained without an interruption."""
+    folder = tmp_path_factory.mktemp("training")
+    make_meld(folder / "meld", train=8, dev=3)
+    make_iemocap(folder / "iemocap", train=5, dev=2)
+    make_encoders(folder)
+    for stage in STAGES:
+        train(folder, stage, "meld", "out", "--save-every", "6")
+    return folder
+
+
+@pytest.mark.parametrize("run", [run for runs in RUNS.values() for run in runs])
+def test_the_loss_falls_and_what_is_learnt_shows_on_dev(trained: Path, run: str) -> None:
+    folder = trained / "out" / run
+    seen = losses(folder)
+    assert seen[-1] < 0.8 * seen[0]
+    assert metrics(folder)["dev"]["weighted_f1"] > 40  # of four classes, by chance 25
+    assert list(folder.glob("runs/*/events.out.tfevents.*"))
+
+
+def test_each_stage_leaves_a_bundle_with_its_parts(trained: Path) -> None:
+    parts = {stage: load_bundle(str(trained / "out" / stage / "bundle")).config.parts for stage in STAGES}
+    assert parts == {
+        "teacher": ("text",),
+        "students": ("text", "audio", "video"),
+        "fusion": ("text", "audio", "video", "fusion"),
+    }
+    bundle = load_bundle(str(trained / "out" / "fusion" / "bundle"))
     assert set(SPEAKER_TOKENS) <= set(bundle.tokenizer.get_vocab())
-    assert f"{report['weighted_f1']:.2f}" in (miniature / "out" / "bundle" / CARD_FILE).read_text(encoding="utf-8")
-
-    dev = str(miniature / "data" / MELD_FORMAT.dev)
-    assert meld_f1(["--csv", dev, "--bundle", str(miniature / "out" / "bundle"), "--text", "gold", "--json"]) == 0
-    scored = last_line(capsys)
-    # The bundle went through float16, the trainer's own evaluation through bfloat16.
-    assert scored["weighted_f1"] == pytest.approx(report["weighted_f1"], abs=5)
-    assert scored["n"] == 24
+    figure = f"{metrics(trained / 'out' / 'fusion')['dev']['weighted_f1']:.2f}"
+    assert figure in (trained / "out" / "fusion" / "bundle" / CARD_FILE).read_text(encoding="utf-8")
 
 
-def test_it_goes_on_where_it_was_stopped(miniature: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(arguments(miniature, "whole", "--epochs", "3"))
-    whole = last_line(capsys)
-    main(arguments(miniature, "parts", "--epochs", "3"))
-    last = max((miniature / "parts").glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    for path in sorted(last.iterdir()):
-        path.unlink()
-    last.rmdir()  # as if the run had died after its second epoch
-    capsys.readouterr()
-    main(arguments(miniature, "parts", "--epochs", "3", "--resume"))
-    assert last_line(capsys)["weighted_f1"] == pytest.approx(whole["weighted_f1"])
+def test_the_last_bundle_answers_live_from_all_three(trained: Path) -> None:
+    bundle = load_bundle(str(trained / "out" / "fusion" / "bundle"))
+    maker, root = FeatureMaker(bundle.tokenizer, bundle.config), trained / "meld"
+    rows = read_split(root, "dev")
+    cache = MediaCache(trained / "out" / "cache", maker)
+    features = [
+        maker.features(window, cache.media(find_clip(row, root, "dev")))
+        for window, row in zip(windows(rows, bundle.config.max_turns), rows, strict=True)
+    ]
+    answers = TorchPredictor(bundle).predict(features)
+    assert [answer.unused for answer in answers] == [{}] * 12
+    # The stage made its features from these very weights, and its fusion's were rounded as they are in the bundle.
+    encoded = load_file(trained / "out" / "fusion" / "audio-dev.safetensors")
+    assert encoded["present"].all()
+    assert bundle.model.audio is not None
+    with torch.inference_mode():
+        heard = bundle.model.audio(torch.from_numpy(features[0].sound)[None]).feature
+    torch.testing.assert_close(heard[0], encoded["feature"][0])
 
 
-def test_bad_annotations_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert meld_f1(["--csv", str(tmp_path / "none.csv"), "--json"]) == 1
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("meld_f1: error: no file")
-    assert captured.err.count("\n") == 1
+def test_one_student_after_the_other(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "one"
+    shutil.copytree(trained / "out" / "teacher" / "bundle", out / "teacher" / "bundle")
+    for student, parts in (("audio", ("text", "audio")), ("video", ("text", "audio", "video"))):
+        train(trained, "students", "meld", str(out), "--only", student, "--max-steps", "1")
+        assert load_bundle(str(out / "students" / "bundle")).config.parts == parts
+    train(trained, "students", "meld", str(out), "--only", "audio", "--max-steps", "1", "--resume")
+
+
+def test_the_teachers_figure_is_that_of_its_bundle(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dev, bundle = trained / "meld" / "dev_meld_emo.csv", trained / "out" / "teacher" / "bundle"
+    assert meld_f1(["--csv", str(dev), "--bundle", str(bundle), "--text", "gold", "--json"]) == 0
+    scored = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    # The trainer's own evaluation runs in bfloat16.
+    assert scored["weighted_f1"] == pytest.approx(metrics(trained / "out" / "teacher")["dev"]["weighted_f1"], abs=9)
+    assert scored["n"] == 12
+
+
+def test_text_needs_no_media_and_clips_are_counted(trained: Path) -> None:
+    assert not list((trained / "out" / "teacher").glob("clips-*"))
+    said = json.loads((trained / "out" / "students" / "clips-train.json").read_text(encoding="utf-8"))
+    assert said["summary"] == "32 utterances, 32 with sound, 32 with pictures"
+
+
+@pytest.mark.parametrize("recipe", ["clean", "published"])
+def test_iemocap_goes_the_same_way(trained: Path, recipe: str) -> None:
+    out = f"iemocap-{recipe}"
+    for stage in STAGES:
+        train(trained, stage, "iemocap", out, "--recipe", recipe, "--max-steps", "3")
+    bundle = load_bundle(str(trained / out / "fusion" / "bundle"))
+    assert bundle.config.mode == {"clean": "clean", "published": "published-iemocap"}[recipe]
+    assert bundle.config.fusion_settings.heads == 4
+    assert len(losses(trained / out / "fusion")) == 1
+
+
+@pytest.mark.parametrize("stage", list(STAGES))
+def test_a_killed_run_ends_as_if_it_had_not_been(trained: Path, stage: str, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    flags = arguments(trained, stage, "meld", str(out), "--save-every", "6")
+    if stage != "teacher":
+        flags += ["--from", str(trained / "out" / {"students": "teacher", "fusion": "students"}[stage] / "bundle")]
+    # Another number of workers changes nothing either.
+    command = [sys.executable, "-m", "telme.train", *flags, "--workers", "1"]
+    child = subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    assert child.stderr is not None
+    with child:
+        for line in child.stderr:
+            # The log of a step after the first checkpoint, which is at 4, and before the last.
+            if '{"step": 6' in line:
+                os.kill(child.pid, signal.SIGKILL)
+                break
+    assert child.returncode == -signal.SIGKILL
+    runs = [out / run for run in RUNS[stage]]
+    assert not any((run / METRICS_FILE).exists() for run in runs)
+    assert complete_checkpoints(runs[0])
+    assert main([*flags, "--resume"]) == 0
+    for run, whole in zip(runs, RUNS[stage], strict=True):
+        assert metrics(run) == metrics(trained / "out" / whole)
+
+
+def test_a_run_is_not_begun_again_nor_gone_on_with_under_other_settings(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = arguments(trained, "teacher", "meld", "out", "--save-every", "6")
+    assert main(again) == 2
+    assert "go on with it by --resume" in capsys.readouterr().err
+    assert main([*again, "--resume", "--seed", "7"]) == 2
+    assert "seed 7 (was 42)" in capsys.readouterr().err
+    assert main([*again, "--resume"]) == 0
+    assert json.loads(capsys.readouterr().out)["n"] == 12
+
+
+@pytest.mark.parametrize(
+    ("stage", "more", "says"),
+    [
+        ("teacher", ["--init", "/nowhere/encoder"], "no encoder '/nowhere/encoder'"),
+        ("teacher", ["--max-tokens", "129"], "prompts of 129 tokens; expected at most the 128"),
+        ("teacher", ["--data", "/nowhere"], "no file /nowhere/train_meld_emo.csv"),
+        # What is wrong with the data is said before a network is asked for an encoder.
+        ("teacher", ["--data", "/nowhere", "--init", "/nowhere/encoder"], "no file /nowhere/train_meld_emo.csv"),
+        ("students", ["--from", "/nowhere/bundle"], "no bundle '/nowhere/bundle'"),
+        ("students", ["--recipe", "published"], "in mode clean; expected meld in mode published-meld"),
+        ("students", ["--audio-init", "{video}"], "of type timesformer, 768 wide; expected data2vec-audio, 768 wide"),
+        ("fusion", ["--from", "{teacher}"], "without students"),
+    ],
+)
+def test_what_is_not_there_is_one_line(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str, more: list[str], says: str
+) -> None:
+    teacher = trained / "out" / "teacher" / "bundle"
+    start = ["--from", str(teacher)] if stage != "teacher" else []
+    given = [part.format(video=trained / "video", teacher=teacher) for part in more]
+    flags = arguments(trained, stage, "meld", str(tmp_path / "new"), *start, *given)
+    assert main(flags) in (1, 2)
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train: error: ")]
+    assert len(errors) == 1
+    assert says in errors[0]
+
+
+@pytest.mark.parametrize(("stage", "before"), [("students", "teacher"), ("fusion", "students")])
+def test_a_stage_before_its_time_names_the_one_before(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str, before: str
+) -> None:
+    assert main(arguments(trained, stage, "meld", str(tmp_path / "new"))) == 2
+    assert f"expected the bundle of the stage before, {before}; run that first" in capsys.readouterr().err
+
+
+def test_a_student_without_any_clip_is_an_error(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_meld(tmp_path / "meld", train=2, dev=1, clips=False)
+    flags = arguments(trained, "students", "meld", str(tmp_path / "new"), "--data", str(tmp_path / "meld"))
+    assert main([*flags, "--from", str(trained / "out" / "teacher" / "bundle")]) == 1
+    said = capsys.readouterr().err
+    assert "8 without audio: its file is not there" in said
+    assert "no audio in any clip of train" in said
+
+
+def test_what_a_run_changes_is_said_before_it_begins(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = arguments(trained, "teacher", "meld", str(tmp_path / "new"), "--max-steps", "1", "--lr", "0.5")
+    assert main(flags) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert "teacher.lr: 0.5 (published 1e-06): asked for" in said
+    assert any(
+        line.startswith("teacher.schedule_counts: steps (published samples): the schedule counts") for line in said
+    )
+    assert not any(line.startswith(("audio.", "video.", "fusion.")) for line in said)
+
+
+@pytest.mark.parametrize("dataset", ["meld", "iemocap"])
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_every_difference_from_the_published_recipe_has_its_reason(name: str, dataset: str) -> None:
+    lines = differences(recipe_named(name, dataset), dataset)
+    assert (name == "published") == (lines == [])
+    assert not [line for line in lines if line.endswith("asked for")]
+
+
+def test_published_recipes_are_those_of_the_authors_code() -> None:
+    meld, iemocap = (recipe_named("published", name) for name in ("meld", "iemocap"))
+    assert (meld.teacher.lr, iemocap.teacher.lr, meld.audio.lr, iemocap.fusion.lr) == (1e-6, 1e-5, 1e-5, 1e-5)
+    assert (meld.fusion.epochs, iemocap.fusion.epochs, meld.video.epochs) == (10, 8, 10)
+    assert (meld.distillation.temperature, meld.distillation.logit_weight) == (4, 1)
+    assert (iemocap.distillation.temperature, iemocap.distillation.logit_weight) == (2, 0.1)
+    assert (meld.teacher.clip, meld.audio.clip) == (10, 10 / 65_536)
+    shared = {"batch": 4, "weight_decay": 0.01, "schedule_counts": "samples", "warmup_epochs": 1.0}
+    for recipe in (meld, iemocap):
+        for network in ("teacher", "audio", "video", "fusion"):
+            values = flat(vars(recipe.stage(network)))
+            assert {name: values[name] for name in shared} == shared

@@ -1,0 +1,287 @@
+"""One network fitted to one split by transformers' Trainer, in a way that a kill at any instant does not change.
+
+Evaluation and saving fall on the same steps, evaluation first, so that a checkpoint knows every score before it. The
+loss is logged wherever is saved, so that its means cover the same steps with and without a kill.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from scipy.optimize import minimize_scalar
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import Dataset
+from tqdm import tqdm
+from transformers import Trainer, TrainerCallback, TrainingArguments, get_linear_schedule_with_warmup
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerControl, TrainerState
+
+from telme.checkpoints import METRICS_FILE, begin, best, best_weights, keep_best, mark_complete, write_json
+from telme.errors import DataError
+from telme.evaluate import Report, score
+from telme.labels import LabelSet
+from telme.recipes import StageRecipe
+
+_LOG = logging.getLogger(__name__)
+_LOG_EVERY = 50
+# Of the Trainer's log; they differ from run to run.
+_TIMES = ("runtime", "per_second", "flos")
+# Parameter names of the pretrained encoders; all others are heads.
+_ENCODERS = ("text_model.", "model.")
+
+# Of the exception that torch.save raises when it cannot write.
+_TORCH_WRITER = "PytorchStreamWriter"
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a stage is run.
+
+    Attributes:
+        seed: Of weights, dropout and the order of the data.
+        max_steps: Stop after so many steps of the optimizer, for trials; -1 for all epochs. The schedule stays that
+            of all epochs.
+        save_every: Steps between checkpoints; each epoch ends with one too.
+        resume: Go on with what is in the folder.
+        workers: Processes that make batches; 0 does it between the steps.
+    """
+
+    seed: int = 42
+    max_steps: int = -1
+    save_every: int = 500
+    resume: bool = False
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is fitted.
+
+    Attributes:
+        network: The network, whose weights are kept.
+        learner: Holds the network and turns a batch into `loss` and `logits` [B, C].
+        train, dev: Examples.
+        collate: Examples -> the learner's arguments, `labels` [B] first.
+        described: What decides the outcome besides recipe and seed, as values of JSON.
+    """
+
+    network: nn.Module
+    learner: nn.Module
+    train: Dataset[Any]
+    dev: Dataset[Any]
+    collate: Callable[[list[Any]], Batch]
+    described: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What came out; the network has the best weights, rounded to the float16 in which bundles keep them.
+
+    Attributes:
+        report: Scores on dev at `temperature`.
+        temperature: Fitted on dev.
+    """
+
+    report: Report
+    temperature: float
+
+
+def fit(task: Task, folder: Path, recipe: StageRecipe, run: Run, labels: LabelSet) -> Fitted:
+    """Train, keep the best evaluation's weights, and write metrics.json.
+
+    Args:
+        task: What.
+        folder: The run's.
+        recipe: The numbers.
+        run: Seed, steps, checkpoints.
+        labels: The classes.
+
+    Raises:
+        UsageError: Another run is in the folder, or one that is not to be gone on with.
+        DataError: The folder cannot be written.
+    """
+    settings = {**asdict(recipe), **task.described, "seed": run.seed, "save_every": run.save_every}
+    checkpoint = begin(folder, settings, run.resume)
+    trainer = _trainer(task, folder, recipe, run, labels)
+    if not (folder / METRICS_FILE).is_file():
+        _train(trainer, folder, checkpoint)
+    kept = best_weights(folder)
+    rounded = {name: value.half().float() if value.is_floating_point() else value for name, value in kept.items()}
+    task.network.load_state_dict(rounded)
+    answers = trainer.predict(task.dev)
+    truth = _one(answers.label_ids)
+    temperature = fit_temperature(_one(answers.predictions), truth)
+    fitted = Fitted(report_of(_one(answers.predictions), truth, labels, temperature), temperature)
+    if not (folder / METRICS_FILE).is_file():
+        write_json(folder / METRICS_FILE, _metrics(trainer, folder, fitted))
+    return fitted
+
+
+def _train(trainer: Trainer, folder: Path, checkpoint: Path | None) -> None:
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # torch says a full disk as a RuntimeError of its writer.
+        if isinstance(error, RuntimeError) and _TORCH_WRITER not in str(error):
+            raise
+        raise DataError(
+            f"{folder} cannot be written: {error}", "room for two checkpoints", "free some space; --resume goes on"
+        ) from error
+
+
+def _trainer(task: Task, folder: Path, recipe: StageRecipe, run: Run, labels: LabelSet) -> Trainer:
+    examples = len(task.train)  # type: ignore[arg-type]
+    steps = math.ceil(math.ceil(examples / recipe.batch) / recipe.accumulate)
+    optimizer = torch.optim.AdamW(_groups(task.network, recipe))
+    unit = steps if recipe.schedule_counts == "steps" else examples
+    schedule = get_linear_schedule_with_warmup(  # type: ignore[no-untyped-call]
+        optimizer, round(unit * recipe.warmup_epochs), max(round(unit * recipe.epochs), 1)
+    )
+    trainer = Trainer(
+        model=task.learner,
+        args=_arguments(folder, recipe, run),
+        data_collator=task.collate,
+        train_dataset=task.train,
+        eval_dataset=task.dev,
+        compute_metrics=lambda answers: {
+            "weighted_f1": report_of(_one(answers.predictions), _one(answers.label_ids), labels).weighted_f1
+        },
+        optimizers=(optimizer, schedule),
+        callbacks=[_Cadence(folder, task.network, steps, run.save_every), _Bar()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _groups(network: nn.Module, recipe: StageRecipe) -> list[dict[str, Any]]:
+    body: list[nn.Parameter] = []
+    heads: list[nn.Parameter] = []
+    for name, parameter in network.named_parameters():
+        (body if name.startswith(_ENCODERS) else heads).append(parameter)
+    groups = ((body, recipe.lr), (heads, recipe.head_lr))
+    return [{"params": held, "lr": rate, "weight_decay": recipe.weight_decay} for held, rate in groups if held]
+
+
+def _arguments(folder: Path, recipe: StageRecipe, run: Run) -> TrainingArguments:
+    cuda = torch.cuda.is_available()
+    if recipe.precision == "float16" and not cuda:
+        _LOG.warning("float16 needs CUDA: this run is in float32")
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=recipe.epochs,
+        max_steps=run.max_steps,
+        per_device_train_batch_size=recipe.batch,
+        per_device_eval_batch_size=recipe.batch,
+        gradient_accumulation_steps=recipe.accumulate,
+        max_grad_norm=recipe.clip,
+        bf16=recipe.precision == "bfloat16",
+        fp16=recipe.precision == "float16" and cuda,
+        use_cpu=not cuda,
+        eval_strategy="no",  # _Cadence says when
+        save_strategy="no",
+        logging_strategy="no",
+        save_total_limit=2,
+        dataloader_num_workers=run.workers,
+        dataloader_pin_memory=cuda,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to=["tensorboard"],
+        disable_tqdm=True,  # _Bar stands in for the Trainer's own
+        seed=run.seed,
+        data_seed=run.seed,
+    )
+
+
+class _Cadence(TrainerCallback):
+    """When to log, evaluate and save, and what is kept then."""
+
+    def __init__(self, folder: Path, network: nn.Module, steps_an_epoch: int, save_every: int) -> None:
+        self._folder = folder
+        self._network = network
+        self._epoch = steps_an_epoch
+        self._save = save_every
+        self._log = math.gcd(_LOG_EVERY, save_every)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        step = state.global_step
+        ends = step % self._epoch == 0 or step == state.max_steps
+        control.should_evaluate = ends
+        control.should_save = ends or step % self._save == 0
+        control.should_log = ends or step % self._log == 0
+        return control
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **given: Any,
+    ) -> None:
+        keep_best(self._folder, self._network, given["metrics"]["eval_weighted_f1"], state.global_step)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        mark_complete(self._folder / f"checkpoint-{state.global_step}")
+
+
+class _Bar(ProgressCallback):
+    """The progress bar, with the log as lines of JSON on standard error."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        tqdm.write(json.dumps({"step": state.global_step, **_untimed(logs or {})}), file=sys.stderr)
+
+
+def _untimed(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if not name.endswith(_TIMES)}
+
+
+def _metrics(trainer: Trainer, folder: Path, fitted: Fitted) -> dict[str, Any]:
+    found = best(folder)
+    assert found is not None
+    # The Trainer's closing entry counts only what was trained since the last start.
+    log = [_untimed(entry) for entry in trainer.state.log_history if "train_runtime" not in entry]
+    return {
+        "best_step": found[1],
+        "dev": asdict(fitted.report),
+        "temperature": fitted.temperature,
+        "log": [entry for entry in log if set(entry) - {"step", "epoch"}],
+    }
+
+
+def _one(answers: Any) -> NDArray[Any]:
+    return np.asarray(answers[0] if isinstance(answers, tuple) else answers)
+
+
+def report_of(logits: NDArray[Any], truth: NDArray[Any], labels: LabelSet, temperature: float = 1.0) -> Report:
+    """Scores of logits [N, C] against class indices [N]."""
+    return score((torch.tensor(logits, dtype=torch.float64) / temperature).softmax(1).numpy(), truth.tolist(), labels)
+
+
+def fit_temperature(logits: NDArray[Any], truth: Sequence[int] | NDArray[Any]) -> float:
+    """The temperature with the least negative log-likelihood (Guo et al. 2017, section 4.2)."""
+    answers, target = torch.tensor(logits, dtype=torch.float64), torch.tensor(truth)
+    fitted = minimize_scalar(
+        lambda value: functional.cross_entropy(answers / value, target).item(), bounds=(0.2, 5.0), method="bounded"
+    )
+    return float(fitted.x)

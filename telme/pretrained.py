@@ -1,0 +1,81 @@
+"""Encoders to start training from: a folder or a hub id, as transformers keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from telme.config import FEATURE_DIM
+from telme.dialogue import SPEAKER_TOKENS
+from telme.errors import BundleError
+
+
+def pretrained_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a text encoder, with the speaker tokens added.
+
+    Raises:
+        BundleError: It cannot be had.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unavailable(name, error) from error
+    tokenizer.add_special_tokens({"additional_special_tokens": list(SPEAKER_TOKENS)})
+    return tokenizer
+
+
+def pretrained_config(name: str, kinds: tuple[str, ...] = (), **settings: Any) -> dict[str, Any]:
+    """The configuration of an encoder, as `TelmeConfig` takes it.
+
+    Args:
+        name: Folder or hub id.
+        kinds: Its model type must be one of these, where any are given. Such encoders must be 768 wide: their hidden
+            state is the feature.
+        settings: What is to be otherwise than there.
+
+    Raises:
+        BundleError: It cannot be had, or is of another kind or width.
+    """
+    try:
+        found = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unavailable(name, error) from error
+    width = getattr(found, "hidden_size", None)
+    if kinds and (found.model_type not in kinds or width != FEATURE_DIM):
+        raise BundleError(
+            f"encoder {name} of type {found.model_type}, {width} wide",
+            f"{' or '.join(kinds)}, {FEATURE_DIM} wide",
+            "name another encoder",
+        )
+    return {**found.to_diff_dict(), "model_type": found.model_type, **settings}
+
+
+def pretrained_encoder(name: str, settings: Mapping[str, Any], **options: Any) -> PreTrainedModel:
+    """An encoder with its pretrained weights, float32.
+
+    Args:
+        name: Folder or hub id.
+        settings: Its configuration, of `pretrained_config`.
+        options: For the model's class.
+
+    Raises:
+        BundleError: It cannot be had.
+    """
+    rest = dict(settings)
+    config = AutoConfig.for_model(rest.pop("model_type"), **rest)
+    try:
+        encoder: PreTrainedModel = AutoModel.from_pretrained(name, config=config, dtype=torch.float32, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unavailable(name, error) from error
+    return encoder
+
+
+def _unavailable(name: str, error: Exception) -> BundleError:
+    return BundleError(
+        f"no encoder {name!r}: neither a folder with one nor to be had from the hub ({type(error).__name__})",
+        "a folder or hub id that transformers reads",
+        "check the name given to --init, --audio-init or --video-init, and the network",
+    )

@@ -1,0 +1,363 @@
+"""The paper's three stages (section 3): teacher, students, fusion. Each ends in a bundle that the next begins with.
+
+What a stage needs of frozen networks is computed once and kept: the teacher's answers for the students, and all three
+encoders' features for the fusion, whose epochs then cost seconds.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from telme.bundle import TEXT_FILE, Bundle, load_bundle, save_bundle
+from telme.cache import ClipReport, MediaCache, prepare
+from telme.card import model_card
+from telme.checkpoints import write_json
+from telme.config import Part, TelmeConfig
+from telme.data import ClipSource, Row, annotation_file, find_clip, read_split, windows
+from telme.datasets import Dataset, Split
+from telme.encodings import kept_tensors, student_features, teacher_answers
+from telme.errors import DataError, UsageError
+from telme.evaluate import Report
+from telme.features import FeatureMaker, Media
+from telme.fitting import Run, Task, fit
+from telme.fusion import AttentionShiftFusion
+from telme.learners import (
+    ClipCollator,
+    ClipExamples,
+    FeatureExamples,
+    FusionLearner,
+    PromptCollator,
+    PromptExamples,
+    StudentLearner,
+    TextLearner,
+    stack_features,
+)
+from telme.models import AudioStudent, EncoderOutput, TextTeacher, VideoStudent, resize_vocabulary
+from telme.modes import Student
+from telme.predictor import TorchNetworks
+from telme.pretrained import pretrained_config, pretrained_encoder, pretrained_tokenizer
+from telme.recipes import Recipe
+
+_SPLITS: tuple[Split, Split] = ("train", "dev")
+_STUDENT_KINDS: Mapping[Student, tuple[str, ...]] = {"audio": ("data2vec-audio",), "video": ("timesformer",)}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all stages need.
+
+    Attributes:
+        data: The data set.
+        root: Its folder.
+        out: The stage's folder.
+        recipe: The numbers.
+        run: Seed, steps, checkpoints.
+    """
+
+    data: Dataset
+    root: Path
+    out: Path
+    recipe: Recipe
+    run: Run
+
+    @property
+    def bundle(self) -> Path:
+        """Where the stage's bundle goes."""
+        return self.out / "bundle"
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What decides the outcome of every stage."""
+        return {
+            "dataset": self.data.name,
+            "mode": self.recipe.mode,
+            **{split: _digest(annotation_file(self.root, split, self.data)) for split in _SPLITS},
+        }
+
+
+def train_teacher(job: Job) -> Report:
+    """Stage 1: the text teacher; no clip is read.
+
+    Raises:
+        TelmeStreamError: Data, encoder or folder are not what they must be.
+    """
+    recipe, seed = job.recipe, job.run.seed
+    rows = {split: read_split(job.root, split, job.data) for split in _SPLITS}
+    tokenizer = pretrained_tokenizer(recipe.text_init)
+    settings = pretrained_config(recipe.text_init)
+    config = TelmeConfig(
+        dataset=job.data.name,
+        text_config=settings,
+        mode=recipe.mode,
+        max_prompt_tokens=recipe.max_prompt_tokens,
+        max_turns=recipe.max_turns,
+    )
+    torch.manual_seed(seed)
+    teacher = TextTeacher(config)
+    teacher.text_model = pretrained_encoder(recipe.text_init, settings, add_pooling_layer=False)
+    _check_positions(teacher, recipe)
+    resize_vocabulary(teacher, len(tokenizer), seed)
+    settings["vocab_size"] = len(tokenizer)
+    maker = FeatureMaker(tokenizer, config)
+    task = Task(
+        network=teacher,
+        learner=TextLearner(teacher, recipe.teacher.label_smoothing),
+        train=PromptExamples(_prompts(rows["train"], maker, config), _labels(rows["train"])),
+        dev=PromptExamples(_prompts(rows["dev"], maker, config), _labels(rows["dev"])),
+        collate=PromptCollator(int(tokenizer.pad_token_id)),
+        described={**job.described, "init": recipe.text_init, **_context(recipe)},
+    )
+    fitted = fit(task, job.out, recipe.teacher, job.run, job.data.labels)
+    config.calibration_temperature = fitted.temperature
+    card = model_card(job.data, recipe, "teacher", {"teacher": fitted.report}, job.run.seed)
+    save_bundle(job.bundle, config, teacher.cpu(), tokenizer, card)
+    return fitted.report
+
+
+def train_students(job: Job, start: str, cache: Path, students: Sequence[Student]) -> dict[str, Report]:
+    """Stage 2: students against the frozen teacher.
+
+    Args:
+        job: What and how.
+        start: The bundle with the teacher; other students in it are kept.
+        cache: Folder of cached clips.
+        students: Which to train.
+
+    Raises:
+        TelmeStreamError: Data, clips, encoders or folder are not what they must be.
+    """
+    bundle = _opened(job, start)
+    config = copy.deepcopy(bundle.config)
+    config.fusion = None  # it would know other students
+    networks: dict[Part, nn.Module] = {
+        name: network for name in ("audio", "video") if (network := bundle.model.network(name)) is not None
+    }
+    for student in students:
+        setattr(config, f"{student}_config", _student_config(job.recipe, student))
+    clips = _Clips(job, bundle, config, cache)
+    teacher = TorchNetworks(bundle.model)
+    said = {split: _teacher_answers(job, bundle, clips, teacher, split) for split in _SPLITS}
+    reports: dict[str, Report] = {}
+    for student in students:
+        torch.manual_seed(job.run.seed)
+        network = _new_student(job.recipe, config, student)
+        examples = {split: _clip_examples(clips, student, split, said[split]) for split in _SPLITS}
+        task = Task(
+            network=network,
+            learner=StudentLearner(network, job.recipe.distillation),
+            train=examples["train"],
+            dev=examples["dev"],
+            collate=ClipCollator(student, clips.maker.mode),
+            described={
+                **job.described,
+                "init": getattr(job.recipe, f"{student}_init"),
+                "teacher": _digest(bundle.folder / TEXT_FILE),
+                "clips": {split: len(examples[split]) for split in _SPLITS},
+                **asdict(job.recipe.distillation),
+            },
+        )
+        fitted = fit(task, job.out / student, job.recipe.stage(student), job.run, job.data.labels)
+        networks[student] = network.cpu()
+        reports[student] = fitted.report
+    card = model_card(job.data, job.recipe, "students", reports, job.run.seed)
+    save_bundle(job.bundle, config, bundle.model.text.cpu(), bundle.tokenizer, card, networks)
+    return reports
+
+
+def train_fusion(job: Job, start: str, cache: Path) -> Report:
+    """Stage 3: the fusion on features of the frozen encoders.
+
+    Args:
+        job: What and how.
+        start: The bundle with the teacher and one or both students.
+        cache: Folder of cached clips.
+
+    Raises:
+        TelmeStreamError: Data, clips, bundle or folder are not what they must be.
+    """
+    bundle = _opened(job, start)
+    if not {"audio", "video"} & set(bundle.config.parts):
+        raise UsageError(f"bundle {start} without students", "a bundle of stage 2", "run `students` first")
+    config = copy.deepcopy(bundle.config)
+    config.fusion = asdict(job.recipe.fusion_settings)
+    clips = _Clips(job, bundle, config, cache)
+    networks = TorchNetworks(bundle.model)
+    examples = {split: FeatureExamples(_features(job, bundle, clips, networks, split)) for split in _SPLITS}
+    torch.manual_seed(job.run.seed)
+    fusion = AttentionShiftFusion(config, config.input_mode)
+    task = Task(
+        network=fusion,
+        learner=FusionLearner(fusion),
+        train=examples["train"],
+        dev=examples["dev"],
+        collate=stack_features,
+        described={**job.described, "encoders": bundle.weights, **asdict(job.recipe.fusion_settings)},
+    )
+    fitted = fit(task, job.out, job.recipe.fusion, job.run, job.data.labels)
+    config.calibration_temperature = fitted.temperature
+    parts: dict[Part, nn.Module] = {
+        name: network for name in ("audio", "video") if (network := bundle.model.network(name)) is not None
+    }
+    card = model_card(job.data, job.recipe, "fusion", {"fusion": fitted.report}, job.run.seed)
+    save_bundle(job.bundle, config, bundle.model.cpu().text, bundle.tokenizer, card, {**parts, "fusion": fusion.cpu()})
+    return fitted.report
+
+
+class _Clips:
+    """Rows, prompts and clips of both splits; the clips are made and counted at once.
+
+    Args:
+        job: What and how; the counts go into its folder.
+        bundle: Gives the tokenizer.
+        config: Names the students whose clips are wanted.
+        cache: Folder of cached clips.
+    """
+
+    def __init__(self, job: Job, bundle: Bundle, config: TelmeConfig, cache: Path) -> None:
+        reading = copy.deepcopy(config)
+        reading.fusion = asdict(job.recipe.fusion_settings)  # so that the maker makes what the students read
+        self.maker = FeatureMaker(bundle.tokenizer, reading)
+        self.cache = MediaCache(cache, self.maker)
+        self.rows: dict[Split, list[Row]] = {}
+        self.sources: dict[Split, list[ClipSource]] = {}
+        self.prompts: dict[Split, list[tuple[int, ...]]] = {}
+        self.reports: dict[Split, ClipReport] = {}
+        for split in _SPLITS:
+            rows = read_split(job.root, split, job.data)
+            self.rows[split] = rows
+            self.prompts[split] = _prompts(rows, self.maker, config)
+            self.sources[split] = [find_clip(row, job.root, split, job.data, self.maker.mode) for row in rows]
+            self.reports[split] = prepare(self.cache, self.sources[split], job.run.workers, f"{split} clips")
+            self._tell(job.out, split)
+
+    def _tell(self, folder: Path, split: Split) -> None:
+        report = self.reports[split]
+        sys.stderr.write(f"{split}: {report}\n")
+        rows = zip(self.rows[split], report.missing, strict=True)
+        each = {f"{row.dialogue}/{row.utterance}": missing for row, missing in rows if missing}
+        write_json(folder / f"clips-{split}.json", {"summary": str(report), "reasons": report.reasons, "clips": each})
+
+
+def _opened(job: Job, start: str) -> Bundle:
+    bundle = load_bundle(start)
+    if (bundle.config.dataset, bundle.config.mode) != (job.data.name, job.recipe.mode):
+        raise UsageError(
+            f"bundle {start} of {bundle.config.dataset} in mode {bundle.config.mode}",
+            f"{job.data.name} in mode {job.recipe.mode}",
+            "give the --dataset and --recipe that the bundle was trained with",
+        )
+    return bundle
+
+
+def _check_positions(teacher: TextTeacher, recipe: Recipe) -> None:
+    positions = int(teacher.text_model.config.max_position_embeddings) - teacher.first_position
+    if recipe.max_prompt_tokens > positions:
+        raise UsageError(
+            f"prompts of {recipe.max_prompt_tokens} tokens",
+            f"at most the {positions} that {recipe.text_init} has positions for",
+            f"give --max-tokens {positions} or less",
+        )
+
+
+def _student_config(recipe: Recipe, student: Student) -> dict[str, Any]:
+    if student == "audio":
+        masked = {"mask_time_length": recipe.audio_mask_frames}
+        return pretrained_config(recipe.audio_init, _STUDENT_KINDS["audio"], **masked)
+    return pretrained_config(recipe.video_init, _STUDENT_KINDS["video"])
+
+
+def _new_student(recipe: Recipe, config: TelmeConfig, student: Student) -> AudioStudent | VideoStudent:
+    if student == "audio":
+        heard = AudioStudent(config)
+        heard.model = pretrained_encoder(recipe.audio_init, config.audio_config or {})
+        return heard
+    seen = VideoStudent(config)
+    seen.model = pretrained_encoder(recipe.video_init, config.video_config or {})
+    return seen
+
+
+def _clip_examples(clips: _Clips, student: Student, split: Split, said: dict[str, Tensor]) -> ClipExamples:
+    """The utterances of a split that have the modality; the others teach this student nothing."""
+    kept = [row for row, missing in enumerate(clips.reports[split].missing) if student not in missing]
+    if not kept:
+        raise DataError(
+            f"no {student} in any clip of {split}", "clips beside the annotations", "see clips-*.json in --out for why"
+        )
+    return ClipExamples(
+        clips.cache,
+        clips.maker,
+        student,
+        [clips.sources[split][row] for row in kept],
+        [clips.rows[split][row].label for row in kept],
+        EncoderOutput(said["feature"][kept], said["logits"][kept]),
+    )
+
+
+def _teacher_answers(
+    job: Job, bundle: Bundle, clips: _Clips, networks: TorchNetworks, split: Split
+) -> dict[str, Tensor]:
+    pad_id = int(bundle.tokenizer.pad_token_id)
+    return kept_tensors(
+        job.out / f"teacher-{split}.safetensors",
+        {**job.described, "weights": _digest(bundle.folder / TEXT_FILE), "split": split},
+        lambda: teacher_answers(networks, clips.prompts[split], pad_id, split),
+    )
+
+
+def _features(job: Job, bundle: Bundle, clips: _Clips, networks: TorchNetworks, split: Split) -> dict[str, Tensor]:
+    """Columns of `FeatureExamples`: labels, text, audio, video and present [N, 2]."""
+    rows = len(clips.rows[split])
+    columns = {"text": _teacher_answers(job, bundle, clips, networks, split)["feature"]}
+    present = torch.zeros((rows, 2), dtype=torch.bool)
+    names: tuple[Student, Student] = ("audio", "video")
+    for column, student in enumerate(names):
+        columns[student] = torch.zeros_like(columns["text"])
+        if student not in bundle.config.parts:
+            continue
+        said = kept_tensors(
+            job.out / f"{student}-{split}.safetensors",
+            {
+                **job.described,
+                "weights": bundle.weights,
+                "split": split,
+                "missing": [student in missing for missing in clips.reports[split].missing],
+            },
+            lambda student=student: student_features(  # type: ignore[misc]
+                networks,
+                clips.cache,
+                clips.maker,
+                student,
+                clips.sources[split],
+                job.recipe.fusion.batch,
+                job.run.workers,
+            ),
+        )
+        columns[student], present[:, column] = said["feature"], said["present"]
+    return {"labels": torch.tensor(_labels(clips.rows[split])), **columns, "present": present}
+
+
+def _prompts(rows: Sequence[Row], maker: FeatureMaker, config: TelmeConfig) -> list[tuple[int, ...]]:
+    made = windows(rows, config.max_turns, maker.mode)
+    return [maker.features(window, Media()).prompt_ids for window in made]
+
+
+def _labels(rows: Sequence[Row]) -> list[int]:
+    return [row.label for row in rows]
+
+
+def _context(recipe: Recipe) -> dict[str, int]:
+    return {"max_prompt_tokens": recipe.max_prompt_tokens, "max_turns": recipe.max_turns}
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file; empty where there is none, which reading it will say."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""

@@ -1,0 +1,137 @@
+"""The compact bundle's recipe on a miniature: a teacher, a pupil that learns from it, a run that goes on."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel
+
+from bench.meld_f1 import main as meld_f1
+from telme.bundle import CARD_FILE, load_bundle
+from telme.compact import ANSWERS_FILE, main
+from telme.data import read_split
+from telme.dialogue import SPEAKER_TOKENS
+from tests.bundles import tiny_config, tiny_tokenizer
+from tests.miniature import make_meld
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Annotations whose words give the emotion away, and a random encoder to start from."""
+    make_meld(tmp_path / "data", train=24, dev=6, clips=False)
+    tokenizer = tiny_tokenizer()
+    settings = dict(tiny_config(len(tokenizer)).text_config or {})
+    settings.pop("model_type")
+    torch.manual_seed(5)
+    BertModel(BertConfig(**settings)).save_pretrained(tmp_path / "init")
+    tokenizer.save_pretrained(tmp_path / "init")
+    return tmp_path
+
+
+def run(folder: Path, out: str, capsys: pytest.CaptureFixture[str], *more: str) -> dict[str, float]:
+    """Train; returns the last line."""
+    places = ["--data", str(folder / "data"), "--init", str(folder / "init"), "--out", str(folder / out)]
+    main([*places, "--lr", "3e-3", "--head-lr", "5e-3", *more])
+    report: dict[str, float] = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    return report
+
+
+def test_a_pupil_learns_from_a_teacher(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(folder, "teacher", capsys, "--epochs", "30", "--batch", "4")["weighted_f1"] > 90
+    teacher = folder / "teacher" / "bundle"
+    # What the pupil learns is the teacher's, not the labels': they are of no use here.
+    labels = folder / "data" / "train_meld_emo.csv"
+    labels.write_text(labels.read_text(encoding="utf-8").replace("surprise", "joy"), encoding="utf-8")
+    report = run(folder, "pupil", capsys, "--epochs", "30", "--batch", "4", "--teacher", str(teacher))
+    assert report["weighted_f1"] > 90
+    pupil = folder / "pupil" / "bundle"
+    bundle = load_bundle(str(pupil))
+    starts = [bundle.tokenizer.get_vocab()[token] for token in (*SPEAKER_TOKENS, "[SEP]")]
+    assert bundle.config.turn_starts == starts
+    assert f"{report['weighted_f1']:.2f}" in (pupil / CARD_FILE).read_text(encoding="utf-8")
+
+    # The bundle answers prompts one by one as the trainer did packed dialogues.
+    dev = str(folder / "data" / "dev_meld_emo.csv")
+    assert meld_f1(["--csv", dev, "--bundle", str(pupil), "--text", "gold", "--json"]) == 0
+    scored = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert scored["weighted_f1"] == pytest.approx(report["weighted_f1"], abs=5)
+    assert scored["n"] == 24
+
+
+def test_only_the_speakers_rows_of_the_embeddings_move(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(folder, "out", capsys, "--max-steps", "3")
+    before = BertModel.from_pretrained(folder / "init").get_parameter("embeddings.word_embeddings.weight")
+    bundle = load_bundle(str(folder / "out" / "bundle"))
+    after = bundle.model.text.get_parameter("text_model.embeddings.word_embeddings.weight")
+    moved = (after - before).abs().amax(1) > 2e-3  # float16 lies between
+    speakers = {bundle.tokenizer.get_vocab()[token] for token in SPEAKER_TOKENS[:2]}
+    assert set(moved.nonzero().flatten().tolist()) == speakers
+
+
+def test_two_teachers_know_more_than_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = read_split(folder / "data", "train")
+    truth = torch.tensor([row.label for row in rows])
+    known = 6.0 * torch.nn.functional.one_hot(truth, 7)
+    named = []
+    for number, held in enumerate((known * (truth < 4)[:, None], known * (truth >= 4)[:, None])):
+        # What a teacher says of the training split lies beside its bundle, which is not opened again.
+        (folder / str(number)).mkdir()
+        save_file({"logits": held}, folder / str(number) / ANSWERS_FILE)
+        named += ["--teacher", str(folder / str(number) / "bundle")]
+    labels = folder / "data" / "train_meld_emo.csv"
+    labels.write_text(re.sub("anger|disgust|fear|sadness|surprise", "joy", labels.read_text("utf-8")), encoding="utf-8")
+    assert run(folder, "both", capsys, "--epochs", "30", "--batch", "4", *named)["weighted_f1"] > 90
+    assert run(folder, "one", capsys, "--epochs", "30", "--batch", "4", *named[:2])["weighted_f1"] < 90
+    lines = labels.read_text("utf-8").splitlines(keepends=True)
+    labels.write_text("".join(lines[:-1]), encoding="utf-8")
+    places = ["--data", str(folder / "data"), "--init", str(folder / "init"), "--out", str(folder / "other")]
+    assert main([*places, "--teacher", str(folder / "0" / ANSWERS_FILE)]) == 1
+    assert f"compact: error: {folder / '0' / ANSWERS_FILE} with {len(rows)} answers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "says"), [("--data", "no file nowhere/train_meld_emo.csv"), ("--init", "no folder nowhere; expected")]
+)
+def test_what_is_not_there_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str], flag: str, says: str) -> None:
+    places = ["--data", str(folder / "data"), "--init", str(folder / "init"), "--out", str(folder / "out")]
+    assert main([*places, flag, "nowhere"]) in (1, 2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
+
+
+def test_a_run_that_is_cut_short_is_the_beginning_of_the_whole(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(folder, "whole", capsys, "--epochs", "2")
+    run(folder, "short", capsys, "--epochs", "2", "--max-steps", "3")
+    whole, short = (load_file(folder / name / "checkpoint-3" / "model.safetensors") for name in ("whole", "short"))
+    for name in (name for name in whole if name.startswith("teacher.")):
+        torch.testing.assert_close(short[name], whole[name], rtol=0, atol=1e-6, msg=name)
+
+
+def test_the_bundle_holds_the_moving_average(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(folder, "out", capsys, "--epochs", "4", "--batch", "1")
+    (kept,) = (folder / "out").glob("checkpoint-96")
+    trained = load_file(kept / "model.safetensors")
+    saved = load_file(folder / "out" / "bundle" / "text.safetensors")
+    weight = saved["classifier.weight"].float()
+    torch.testing.assert_close(weight, trained["averaged.module.classifier.weight"], rtol=1e-3, atol=1e-4)
+    assert (weight - trained["teacher.classifier.weight"]).abs().max() > 1e-3
+
+
+def test_it_goes_on_where_it_was_stopped(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = run(folder, "whole", capsys, "--epochs", "3")
+    run(folder, "parts", capsys, "--epochs", "3")
+    last = max((folder / "parts").glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    shutil.rmtree(last)  # as if the run had died after its second epoch
+    again = run(folder, "parts", capsys, "--epochs", "3", "--resume")
+    assert again["weighted_f1"] == pytest.approx(whole["weighted_f1"])
+    assert again["temperature"] == pytest.approx(whole["temperature"], rel=1e-3)

@@ -1,0 +1,135 @@
+"""Steps, rates and clips of a run, as the recipes say them (traps 12 and 13 of the published code)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+from telme.errors import DataError
+from telme.fitting import Run, Task, _trainer, fit
+from telme.labels import MELD
+from telme.recipes import StageRecipe, recipe_named
+
+PUBLISHED, CLEAN = (recipe_named(name, "meld").teacher for name in ("published", "clean"))
+SMALL = StageRecipe(epochs=2, batch=4, lr=0.1, head_lr=0.1, clip=1.0, precision="float32")
+
+
+class Learner(nn.Module):
+    """A linear layer that tells classes by one-hot inputs."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.network = nn.Linear(7, 7)
+        self._scale = scale
+
+    def forward(self, labels: Tensor, inputs: Tensor) -> dict[str, Tensor]:
+        logits = self.network(inputs)
+        return {"loss": self._scale * functional.cross_entropy(logits, labels), "logits": logits}
+
+
+class Rows(Dataset[int]):
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> int:
+        return index % 7
+
+
+def collate(batch: list[int]) -> dict[str, Any]:
+    labels = torch.tensor(batch)
+    return {"labels": labels, "inputs": functional.one_hot(labels, 7).float()}
+
+
+def task(rows: int = 40, scale: float = 1.0) -> Task:
+    torch.manual_seed(0)
+    learner = Learner(scale)
+    return Task(learner.network, learner, Rows(rows), Rows(14), collate, {})
+
+
+def rates(recipe: StageRecipe, folder: Path, rows: int, steps: int) -> list[float]:
+    """The learning rate, as a share of its highest, at each step of the optimizer."""
+    trainer = _trainer(task(rows), folder, recipe, Run(), MELD)
+    assert trainer.optimizer is not None
+    assert trainer.lr_scheduler is not None
+    found = []
+    for _ in range(steps):
+        found.append(trainer.optimizer.param_groups[0]["lr"] / recipe.lr)
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    return found
+
+
+def test_the_published_schedule_warms_up_for_four_epochs_and_ends_at_83_per_cent(tmp_path: Path) -> None:
+    seen = rates(PUBLISHED, tmp_path, rows=40, steps=100)  # ten epochs of ten steps
+    assert seen.index(max(seen)) == 40
+    assert seen[-1] == pytest.approx(0.83, abs=0.01)
+
+
+def test_the_clean_schedule_warms_up_for_one_epoch_and_ends_at_nothing(tmp_path: Path) -> None:
+    seen = rates(CLEAN, tmp_path, rows=40, steps=100)
+    assert seen.index(max(seen)) == 10
+    assert seen[-1] == pytest.approx(1 / 90)
+
+
+def test_accumulated_batches_are_one_step(tmp_path: Path) -> None:
+    seen = rates(replace(CLEAN, accumulate=2), tmp_path, rows=40, steps=50)
+    assert seen.index(max(seen)) == 5
+    assert seen[-1] == pytest.approx(1 / 45)
+
+
+def test_accumulating_four_batches_of_one_is_a_batch_of_four(tmp_path: Path) -> None:
+    figures = []
+    for number, (batch, accumulate) in enumerate(((4, 1), (1, 4))):
+        made = task()
+        fit(made, tmp_path / str(number), replace(SMALL, batch=batch, accumulate=accumulate), Run(), MELD)
+        figures.append(made.network.state_dict()["weight"])
+    torch.testing.assert_close(*figures)
+
+
+@pytest.mark.parametrize("clip", [1.0, 1e-3])
+def test_gradients_are_clipped_at_the_recipes_norm(tmp_path: Path, clip: float) -> None:
+    trainer = _trainer(task(scale=1e4), tmp_path, replace(SMALL, clip=clip), Run(max_steps=1), MELD)
+    assert trainer.optimizer is not None
+    seen = []
+
+    def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        held = [parameter.grad.norm() for group in optimizer.param_groups for parameter in group["params"]]
+        seen.append(torch.stack(held).norm().item())
+
+    trainer.optimizer.register_step_pre_hook(look)
+    trainer.train()
+    assert seen == [pytest.approx(clip, rel=1e-3)]
+
+
+def test_encoders_and_heads_have_their_own_rates(tmp_path: Path) -> None:
+    learner = Learner()
+    learner.network = nn.ModuleDict({"text_model": nn.Linear(7, 7), "W": nn.Linear(7, 7)})  # type: ignore[assignment]
+    made = replace(task(), network=learner.network)
+    trainer = _trainer(made, tmp_path, replace(SMALL, lr=1e-3, head_lr=1e-2), Run(), MELD)
+    assert trainer.optimizer is not None
+    assert [group["initial_lr"] for group in trainer.optimizer.param_groups] == [1e-3, 1e-2]
+
+
+def test_a_disk_that_fills_up_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file data/0")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(DataError, match=r"cannot be written.*--resume goes on"):
+        fit(task(), tmp_path, SMALL, Run(), MELD)
+
+
+def test_other_failures_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    broken = replace(task(), collate=lambda batch: {**collate(batch), "inputs": torch.zeros(len(batch), 6)})
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        fit(broken, tmp_path, SMALL, Run(), MELD)
