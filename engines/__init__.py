@@ -1,1 +1,1 @@
-"""The model made fast: ONNX and TensorRT engines for TelME live here. Until they do, torch is the only backend."""
+"""The model made fast: its networks as ONNX graphs, TensorRT plans and captured work on CUDA."""

@@ -1,0 +1,333 @@
+"""Networks on a CUDA device: what TensorRT and torch share there, and torch's own.
+
+Each network has a lane: a stream of its own, so that the encoders run beside one another, pinned and device buffers
+made beforehand, and the work of each shape captured once as a CUDA graph and replayed. Shapes are few because rows are
+rounded up to 1, 2, 4, 8 or 16 and prompts to steps of 64 tokens, padded at the left, where the mask hides it. A sound's
+length is an open set (the student has no mask that would hide padding), so its work is launched kernel by kernel.
+
+Shapes: B utterances, T tokens, S samples, F video frames, D = 768 feature, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from engines.export import part_module, sdpa_timesformer
+from engines.networks import GraphNetworks
+from engines.spec import GraphSpec, Precision, Profile, RunSettings, TensorSpec, graph_spec
+from telme.bundle import Bundle
+from telme.config import Part
+from telme.errors import EngineError, OutOfMemory
+
+BATCHES = (1, 2, 4, 8, 16)
+TOKENS_STEP = 64
+_OPEN = "samples"
+_DTYPES = {"int64": torch.int64, "float32": torch.float32, "bool": torch.bool}
+
+Sizes = Mapping[str, int]
+Inputs = Mapping[str, Tensor]
+Outputs = Sequence[Tensor]
+# Launches a network on the current stream: device tensors in, device tensors out.
+Work = Callable[[Inputs], Outputs]
+
+
+class Program(Protocol):
+    """A network that can be made ready for shapes."""
+
+    def work(self, sizes: Sizes | None) -> Work:
+        """The network for exactly one shape, which is to be captured; or, for None, for whatever shapes come."""
+        ...
+
+
+class Device(Protocol):
+    """What lanes need of a CUDA device; `CudaDevice` in earnest."""
+
+    @property
+    def place(self) -> torch.device: ...
+    def stream(self) -> Any: ...
+    def current(self) -> int: ...
+    def on(self, stream: Any) -> AbstractContextManager[Any]: ...
+    def pinned(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor: ...
+    def wait_for_caller(self, stream: Any) -> None: ...
+    def let_caller_wait(self, stream: Any, outputs: Outputs) -> None: ...
+    def mark(self, stream: Any) -> Callable[[], None]: ...
+    def pool(self) -> Any: ...
+    def capture(self, stream: Any, pool: Any, work: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]: ...
+
+
+class CudaDevice:
+    """The first device that torch.cuda sees; CUDA_VISIBLE_DEVICES chooses another one.
+
+    Raises:
+        EngineError: torch sees none.
+    """
+
+    def __init__(self) -> None:
+        need_gpu()
+        self.place = torch.device("cuda", 0)
+
+    def stream(self) -> torch.cuda.Stream:
+        """A new stream."""
+        return torch.cuda.Stream(self.place)  # type: ignore[no-untyped-call]
+
+    def current(self) -> int:
+        """CUDA's handle of the current stream."""
+        return int(torch.cuda.current_stream(self.place).cuda_stream)
+
+    def on(self, stream: torch.cuda.Stream) -> AbstractContextManager[Any]:
+        """Make a stream the current one."""
+        return torch.cuda.stream(stream)
+
+    def pinned(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Host memory that the device reads without the processor's help."""
+        return torch.empty(tuple(shape), dtype=dtype, pin_memory=True)
+
+    def wait_for_caller(self, stream: torch.cuda.Stream) -> None:
+        """What is launched on the stream from now on waits for what the caller has launched so far."""
+        stream.wait_stream(torch.cuda.current_stream(self.place))
+
+    def let_caller_wait(self, stream: torch.cuda.Stream, outputs: Outputs) -> None:
+        """What the caller launches from now on waits for the stream; the outputs' memory lives until that is done."""
+        caller = torch.cuda.current_stream(self.place)
+        caller.wait_stream(stream)
+        for output in outputs:
+            output.record_stream(caller)
+
+    def mark(self, stream: torch.cuda.Stream) -> Callable[[], None]:
+        """Returns what waits until all that has been launched on the stream so far is done."""
+        waits: Callable[[], None] = stream.record_event().synchronize
+        return waits
+
+    def pool(self) -> Any:
+        """Memory that graphs may share which never run at the same time."""
+        return torch.cuda.graph_pool_handle()
+
+    def capture(
+        self, stream: torch.cuda.Stream, pool: Any, work: Callable[[], Outputs]
+    ) -> tuple[Callable[[], None], Outputs]:
+        """Record work as a CUDA graph; returns what replays it on the current stream, and where its outputs appear."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool, stream=stream):
+            outputs = work()
+        return graph.replay, outputs
+
+
+def need_gpu() -> None:
+    """Check that torch sees a CUDA device.
+
+    Raises:
+        EngineError: It was built without CUDA, or sees none.
+    """
+    remedy = "use --backend onnx or torch here, or a machine with an NVIDIA GPU and its driver"
+    if torch.version.cuda is None:
+        raise EngineError(f"torch {torch.__version__} was built without CUDA", "torch for a GPU, and a GPU", remedy)
+    if not torch.cuda.is_available():
+        raise EngineError(f"torch {torch.__version__} sees no CUDA device", "a GPU and its driver", remedy)
+
+
+def bucket(sizes: Sizes, limits: Profile) -> dict[str, int]:
+    """The shape that a network is run at for inputs of these sizes, each at least as large."""
+    rounded = dict(sizes)
+    rounded["batch"] = next((rows for rows in BATCHES if rows >= sizes["batch"]), sizes["batch"])
+    if "tokens" in sizes:
+        rounded["tokens"] = min(-(-sizes["tokens"] // TOKENS_STEP) * TOKENS_STEP, limits["tokens"].most)
+    return rounded
+
+
+def common_shapes(limits: Profile) -> list[dict[str, int]]:
+    """The shapes of one utterance alone, made ready before the first comes; none where they are an open set."""
+    if _OPEN in limits:
+        return []
+    if "tokens" not in limits:
+        return [{"batch": 1}]
+    most = limits["tokens"].most
+    return [{"batch": 1, "tokens": min(tokens, most)} for tokens in range(TOKENS_STEP, most + TOKENS_STEP, TOKENS_STEP)]
+
+
+def corner(tensor: TensorSpec, sizes: Sizes) -> tuple[slice, ...]:
+    """Where an input of these sizes lies in a larger buffer: its rows first, its tokens last."""
+    places = {"batch": slice(0, sizes["batch"]), "tokens": slice(-sizes.get("tokens", 1), None)}
+    return tuple(places[name] if isinstance(name, str) else slice(None) for name in tensor.shape)
+
+
+def extent(tensor: TensorSpec, sizes: Sizes) -> tuple[int, ...]:
+    """A tensor's shape at these sizes."""
+    return tuple(sizes[name] if isinstance(name, str) else name for name in tensor.shape)
+
+
+class Lane:
+    """One network on a stream of its own.
+
+    Args:
+        spec: Its interface.
+        program: The network.
+        device: Where.
+        graphs: Whether to capture.
+    """
+
+    def __init__(self, spec: GraphSpec, program: Program, device: Device, graphs: bool) -> None:
+        self.spec = spec
+        self.program = program
+        self.device = device
+        self.stream = device.stream()
+        self.pool = device.pool()
+        self._captures = graphs and _OPEN not in spec.limits
+        self._slots: dict[tuple[int, ...], _Slot] = {}
+        self._any_shape = None if self._captures else program.work(None)
+
+    def warm(self) -> None:
+        """Make the shapes of one utterance alone ready.
+
+        Raises:
+            OutOfMemory: The device has no room.
+            EngineError: The network cannot be run or captured.
+        """
+        for sizes in common_shapes(self.spec.limits) if self._captures else ():
+            try:
+                with self._memory_needed(sizes):
+                    self._slot(sizes)
+            except RuntimeError as error:
+                raise EngineError(
+                    f"the {self.spec.part} network at {sizes} cannot be made ready on {self.device.place}: {error}",
+                    "a network that CUDA runs and captures",
+                    "use another --backend, and report this",
+                ) from error
+
+    def run(self, inputs: Inputs) -> Outputs:
+        """Launch the network; the caller's stream waits for its outputs.
+
+        Args:
+            inputs: By name, on the CPU or on the device.
+
+        Raises:
+            PredictorError: An input has another type or shape than the graph takes.
+            OutOfMemory: The device has no room.
+        """
+        sizes = self.spec.sizes(inputs)
+        if any(tensor.device.type != "cpu" for tensor in inputs.values()):
+            self.device.wait_for_caller(self.stream)
+        with self._memory_needed(sizes), self.device.on(self.stream):
+            if self._any_shape is None:
+                outputs = self._slot(bucket(sizes, self.spec.limits)).run(inputs, sizes)
+            else:
+                outputs = self._any_shape({name: self._sent(tensor) for name, tensor in inputs.items()})
+        self.device.let_caller_wait(self.stream, outputs)
+        return outputs
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        if tensor.device.type != "cpu":
+            return tensor
+        staged = self.device.pinned(tensor.shape, tensor.dtype)
+        return staged.copy_(tensor).to(self.device.place, non_blocking=True)
+
+    def _slot(self, sizes: Sizes) -> _Slot:
+        key = tuple(sizes[name] for name in self.spec.limits)
+        if key not in self._slots:
+            self._slots[key] = _Slot(self, sizes)
+        return self._slots[key]
+
+    @contextmanager
+    def _memory_needed(self, sizes: Sizes) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(
+                f"no room on {self.device.place} for the {self.spec.part} network at {dict(sizes)}: {error}",
+                "free GPU memory",
+                "stop what else uses the GPU",
+            ) from error
+
+
+class _Slot:
+    """A network's buffers and captured work at one shape."""
+
+    def __init__(self, lane: Lane, sizes: Sizes) -> None:
+        self._lane = lane
+        device, stream = lane.device, lane.stream
+        shapes = {tensor.name: (extent(tensor, sizes), _DTYPES[tensor.dtype]) for tensor in lane.spec.inputs}
+        self._staged = {name: device.pinned(shape, dtype) for name, (shape, dtype) in shapes.items()}
+        self._work = lane.program.work(sizes)  # owns what the captured kernels use
+        with device.on(stream):
+            self._buffers = {
+                name: torch.ones(shape, dtype=dtype, device=device.place) for name, (shape, dtype) in shapes.items()
+            }
+            # The first run allocates and chooses kernels, which cannot be captured.
+            self._work(self._buffers)
+        self._sent = device.mark(stream)
+        self._again, self._outputs = device.capture(stream, lane.pool, lambda: self._work(self._buffers))
+
+    def run(self, inputs: Inputs, sizes: Sizes) -> Outputs:
+        """Fill the buffers and replay; rows beyond the inputs' hold what they held, and nobody reads their answers."""
+        self._sent()  # else the last inputs could be overwritten on their way
+        for tensor in self._lane.spec.inputs:
+            given, buffer = inputs[tensor.name], self._buffers[tensor.name]
+            if given.device.type != "cpu":
+                buffer[corner(tensor, sizes)] = given
+                continue
+            staged = self._staged[tensor.name]
+            if "tokens" in tensor.shape:
+                staged.zero_()
+            staged[corner(tensor, sizes)] = given
+            buffer.copy_(staged, non_blocking=True)
+        self._sent = self._lane.device.mark(self._lane.stream)
+        self._again()
+        # Copies, since the next replay overwrites them.
+        return [output[: sizes["batch"]].clone() for output in self._outputs]
+
+
+class CudaNetworks(GraphNetworks):
+    """A bundle's networks on a CUDA device, each on its lane.
+
+    Args:
+        bundle: Gives the interfaces.
+        programs: Its parts on the device.
+        device: Where.
+        backend: What runs them.
+        graphs: Whether to capture CUDA graphs.
+    """
+
+    def __init__(
+        self, bundle: Bundle, programs: Mapping[Part, Program], device: Device, backend: str, graphs: bool
+    ) -> None:
+        lanes = {
+            part: Lane(graph_spec(bundle.config, part), program, device, graphs) for part, program in programs.items()
+        }
+        for lane in lanes.values():
+            lane.warm()
+        super().__init__(backend, BATCHES[-1], bundle.config, {part: lane.run for part, lane in lanes.items()})
+
+
+class TorchProgram:
+    """A part under torch, in half precision or not."""
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self._module = module.to(device)
+
+    def work(self, sizes: Sizes | None) -> Work:
+        """See Program: torch runs at any shape."""
+        return self._run
+
+    def _run(self, inputs: Inputs) -> Outputs:
+        with torch.inference_mode(), sdpa_timesformer():
+            outputs: Outputs = self._module(*inputs.values())
+        return outputs
+
+
+def torch_networks(
+    bundle: Bundle, precision: Precision, run: RunSettings, device: Device | None = None
+) -> CudaNetworks:
+    """The networks under torch on CUDA: fused attention, CUDA graphs; where TensorRT cannot run.
+
+    Raises:
+        EngineError: There is no GPU, or torch has no such precision.
+    """
+    where = CudaDevice() if device is None else device
+    programs: dict[Part, Program] = {
+        part: TorchProgram(part_module(bundle, part, precision), where.place) for part in bundle.config.parts
+    }
+    return CudaNetworks(bundle, programs, where, f"torch-cuda-{precision}", run.cuda_graphs)

@@ -1,0 +1,211 @@
+"""The graphs under torch on the CPU in bfloat16, for processors that multiply such matrices themselves (AMX).
+
+A network is exported to a flat graph, in which products of one input become one, an activation or a sum that follows
+becomes part of its product, and weights lie as oneDNN reads them. torch.compile does the same, but needs a C++ compiler
+on the machine and minutes. The flat graph is kept in the store; weights are laid out when it is loaded. The audio
+student runs as it is: torch.export binds it to sounds of 720 samples or more.
+
+Shapes: B utterances, T tokens, S samples, F video frames, D = 768 feature, C classes.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+from torch import Tensor, fx, nn
+
+from engines.export import dynamic_shapes, example_inputs, graph_key, part_module, quiet, sdpa_timesformer
+from engines.networks import GraphNetworks, Run
+from engines.spec import MOST_BATCH, BuildSettings, Precision, graph_spec
+from engines.store import Store
+from telme.bundle import Bundle
+from telme.config import Part
+from telme.errors import EngineError
+
+BACKEND = "torch-cpu-bf16"
+# Part of every cache key: raise it when a change here changes what is kept. Laying out is not kept.
+_REVISION = "1"
+_FILE = "graph.pt2"
+_aten, _mkldnn = torch.ops.aten, torch.ops.mkldnn
+_DROPOUT, _LINEAR, _GELU, _SUM = _aten.dropout.default, _aten.linear.default, _aten.gelu.default, _aten.add.Tensor
+_CHECKS = (_aten._assert_tensor_metadata.default,)  # sizes and types are checked before a run
+
+_log = logging.getLogger(__name__)
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has matrix products in bfloat16 (AMX); without them bfloat16 gains nothing sure."""
+    return knows_bfloat16() and bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
+def knows_bfloat16() -> bool:
+    """Whether torch's bfloat16 kernels run on this processor, fast or not."""
+    return bool(torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX512"))  # type: ignore[no-untyped-call]
+
+
+def onednn_networks(bundle: Bundle, store: Store) -> GraphNetworks:
+    """A bundle's networks in bfloat16; the fusion, which is small and answers last, in float32.
+
+    Args:
+        bundle: Its torch networks are loaded only for the audio student and for graphs that are not in the store.
+        store: Where the graphs are kept.
+
+    Raises:
+        EngineError: The processor knows no bfloat16, or a graph cannot be exported, stored or loaded.
+    """
+    if not knows_bfloat16():
+        raise EngineError("torch in bf16 on a processor without it", "AVX-512", "run with --precision fp32")
+    runs = {
+        part: _called(part_module(bundle, part, "bf16")) if part == "audio" else _run(cached_flat(bundle, part, store))
+        for part in bundle.config.parts
+    }
+    return GraphNetworks(BACKEND, MOST_BATCH, bundle.config, runs)
+
+
+def cached_flat(bundle: Bundle, part: Part, store: Store) -> Path:
+    """A part's exported graph from the store; exported when it is not there.
+
+    Raises:
+        EngineError: It cannot be exported or stored.
+    """
+    precision: Precision = "fp32" if part == "fusion" else "bf16"
+    maker = {"backend": BACKEND, "version": str(torch.__version__), "flat": _REVISION}
+
+    def build(folder: Path) -> None:
+        _log.info("making the %s graph of %s in %s, kept in %s", part, bundle.model_id, precision, store.root)
+        _export(bundle, part, precision, folder / _FILE)
+
+    return store.get_or_build({**graph_key(bundle, part), **BuildSettings(precision).key(), **maker}, build) / _FILE
+
+
+def _export(bundle: Bundle, part: Part, precision: Precision, path: Path) -> None:
+    spec = graph_spec(bundle.config, part)
+    module = part_module(bundle, part, precision)
+    try:
+        with quiet(), sdpa_timesformer(), torch.no_grad():
+            program = torch.export.export(
+                module,
+                tuple(example_inputs(spec).values()),
+                dynamic_shapes=(dynamic_shapes(spec),),
+            )
+            torch.export.save(program, path)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise EngineError(
+            f"the {part} network of {bundle.model_id} in {precision} cannot be exported: {error}",
+            "a network that torch.export takes, and room on the disk",
+            "run with --backend onnx",
+        ) from error
+
+
+def _run(path: Path) -> Run:
+    try:
+        with quiet():
+            module = torch.export.load(path).module()
+    except (RuntimeError, OSError, ValueError, KeyError, BadZipFile) as error:
+        raise EngineError(
+            f"{path} cannot be loaded: {error}", "a graph that this torch runs", f"remove {path.parent}"
+        ) from error
+    assert isinstance(module, fx.GraphModule)
+    lay_out(module)
+    return _called(module)
+
+
+def _called(module: nn.Module) -> Run:
+    def run(inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = module(*inputs.values())
+        return outputs
+
+    return run
+
+
+def lay_out(module: fx.GraphModule) -> None:
+    """Fuse products and lay out their weights, in place; products in float32 stay as they are.
+
+    Args:
+        module: An exported program's; bfloat16 inside.
+    """
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.target == _DROPOUT:  # which does nothing outside of training
+            _replace(graph, node, node.args[0])
+        elif node.target in _CHECKS:
+            graph.erase_node(node)
+    beside: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+    for node in graph.nodes:
+        if _is_product(module, node):
+            beside[node.args[0]].append(node)
+    for number, products in enumerate(list(beside.values())):
+        _fuse(module, products, f"_product{number}")
+    graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    module.recompile()
+
+
+def _fuse(module: fx.GraphModule, products: list[fx.Node], name: str) -> None:
+    """One product in the place of those of one input, and of what follows it where it is alone."""
+    graph, first = module.graph, products[0]
+    weights = [_value(module, node.args[1]) for node in products]
+    laid_out = _mkldnn._reorder_linear_weight(torch.cat(weights).contiguous())  # torch.compile's own
+    module.register_buffer(f"{name}_weight", laid_out, persistent=False)
+    bias = torch.cat([_value(module, node.args[2]) for node in products])
+    module.register_buffer(f"{name}_bias", bias, persistent=False)
+    follows = next(iter(first.users)) if len(products) == 1 and len(first.users) == 1 else None
+    last = follows if follows is not None and (_is_gelu(follows) or _is_sum(follows, first)) else first
+    with graph.inserting_before(last):
+        given = (first.args[0], graph.get_attr(f"{name}_weight"), graph.get_attr(f"{name}_bias"))
+        pointwise = _mkldnn._linear_pointwise
+        if last is first:
+            made = graph.call_function(pointwise.default, (*given[:3], "none", [], ""))
+        elif _is_gelu(last):
+            made = graph.call_function(pointwise.default, (*given, "gelu", [], last.kwargs.get("approximate", "none")))
+        else:
+            (other,) = (term for term in last.args if term is not first)
+            made = graph.call_function(pointwise.binary, (given[0], other, *given[1:], "add"))
+        if len(products) == 1:
+            _replace(graph, last, made)
+            if last is not first:
+                graph.erase_node(first)
+            return
+        sizes = [len(weight) for weight in weights]
+        split = graph.call_function(_aten.split_with_sizes.default, (made, sizes, -1))
+        parts = [graph.call_function(operator.getitem, (split, place)) for place in range(len(products))]
+    for node, part in zip(products, parts, strict=True):
+        _replace(graph, node, part)
+
+
+def _is_product(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node is a product with weights and biases of the network's own, in bfloat16."""
+    if node.target != _LINEAR or len(node.args) != 3:
+        return False
+    given = [term for term in node.args[1:] if isinstance(term, fx.Node) and term.op == "get_attr"]
+    return len(given) == 2 and _value(module, given[0]).dtype == torch.bfloat16
+
+
+def _is_gelu(node: fx.Node) -> bool:
+    return bool(node.target == _GELU)
+
+
+def _is_sum(node: fx.Node, product: fx.Node) -> bool:
+    """Whether a node adds something of the same shape to a product, without a factor."""
+    if node.target != _SUM or node.kwargs or node.args[0] is node.args[1]:
+        return False
+    shapes = [term.meta["val"].shape if isinstance(term, fx.Node) else None for term in node.args]
+    return shapes[0] == shapes[1] and product in node.args
+
+
+def _replace(graph: fx.Graph, node: fx.Node, other: Any) -> None:
+    node.replace_all_uses_with(other)
+    graph.erase_node(node)
+
+
+def _value(module: fx.GraphModule, node: Any) -> Tensor:
+    """The weights that a node stands for."""
+    value: Tensor = operator.attrgetter(str(node.target))(module)
+    return value.detach()

@@ -1,0 +1,118 @@
+"""Which backend runs a bundle on this machine, and the predictor that runs it there."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from engines.build import installed
+from engines.cuda import torch_networks
+from engines.onednn import multiplies_bfloat16, onednn_networks
+from engines.onnx import onnx_networks
+from engines.spec import Precision, RunSettings
+from engines.store import Store
+from engines.tensorrt import tensorrt_networks
+from telme.bundle import Bundle
+from telme.errors import TelmeStreamError, UsageError
+from telme.predictor import NetworkPredictor, Networks, TorchNetworks
+
+_log = logging.getLogger(__name__)
+
+Backend = Literal["tensorrt", "onnx", "torch"]
+BACKENDS = ("auto", *get_args(Backend))
+PRECISIONS = ("auto", *get_args(Precision))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend and precision, and why."""
+
+    backend: Backend
+    precision: Precision
+    why: str
+
+
+def choices(backend: str = "auto", precision: str = "auto") -> list[Choice]:
+    """What to run networks on, best first; more than one only where the program may choose.
+
+    Args:
+        backend: One of BACKENDS.
+        precision: One of PRECISIONS.
+
+    Raises:
+        UsageError: There is no such backend or precision.
+    """
+    if backend not in BACKENDS or precision not in PRECISIONS:
+        raise UsageError(
+            f"backend {backend!r} in {precision!r}",
+            f"one of {', '.join(BACKENDS)} in {', '.join(PRECISIONS)}",
+            "check --backend and --precision",
+        )
+    gpu = torch.cuda.is_available()
+    usual: dict[Backend, Precision] = {"tensorrt": "fp16", "onnx": "fp32", "torch": "fp16" if gpu else "fp32"}
+    asked: Precision | None = next((one for one in get_args(Precision) if one == precision), None)
+    if backend != "auto":
+        return [Choice(one, asked or usual[one], "as asked") for one in usual if one == backend]
+    order: list[tuple[Backend, str]]
+    if gpu:
+        order = [("tensorrt", "a GPU and TensorRT are there")] if installed() else []
+        order.append(("torch", "TensorRT cannot run here"))
+    else:
+        order = [("onnx", "no GPU; int8 is faster, but changes some labels"), ("torch", "ONNX Runtime cannot run here")]
+    ranked = [Choice(one, asked or usual[one], why) for one, why in order]
+    if not gpu and precision in ("auto", "bf16") and multiplies_bfloat16():
+        ranked.insert(0, Choice("torch", "bf16", "no GPU, but a processor with matrix products in bfloat16 (AMX)"))
+    return ranked
+
+
+class EnginePredictor(NetworkPredictor):
+    """A bundle on the best backend that works here.
+
+    Args:
+        bundle: Its torch networks are loaded only where the backend needs them.
+        ranked: From `choices`. Where the program may choose, one that cannot run gives way to the next, and says so.
+        run: Threads and device.
+        store: Where graphs and plans are kept.
+
+    Raises:
+        TelmeStreamError: The last of the choices cannot run either.
+    """
+
+    def __init__(self, bundle: Bundle, ranked: list[Choice], run: RunSettings, store: Store) -> None:
+        networks, self.choice = _first_that_runs(bundle, ranked, run, store)
+        super().__init__(bundle, networks)
+
+
+def _first_that_runs(bundle: Bundle, ranked: list[Choice], run: RunSettings, store: Store) -> tuple[Networks, Choice]:
+    for choice in ranked[:-1]:
+        try:
+            return networks_of(bundle, choice, run, store), choice
+        except TelmeStreamError as error:
+            _log.warning("%s in %s cannot run here: %s", choice.backend, choice.precision, error)
+    return networks_of(bundle, ranked[-1], run, store), ranked[-1]
+
+
+def networks_of(bundle: Bundle, choice: Choice, run: RunSettings, store: Store) -> Networks:
+    """The networks of a bundle on one backend.
+
+    Raises:
+        UsageError: The backend has no such precision here.
+        MissingDependency: A package that it needs is not installed.
+        EngineError: Its engines cannot be built, stored or loaded.
+    """
+    match choice.backend:
+        case "onnx":
+            return onnx_networks(bundle, choice.precision, run, store)
+        case "tensorrt":
+            return tensorrt_networks(bundle, choice.precision, run, store)
+        case "torch":
+            if choice.precision == "fp32":
+                return TorchNetworks(bundle.model)
+            if torch.cuda.is_available():
+                return torch_networks(bundle, choice.precision, run)
+            if choice.precision == "bf16":
+                return onednn_networks(bundle, store)
+            raise UsageError(f"torch in {choice.precision} on the CPU", "fp32 or bf16", "use --backend onnx for int8")

@@ -1,0 +1,258 @@
+"""Cached engines: one folder each, named by what it was built from, with a manifest that says so.
+
+    ROOT/<name>/             the artifact's files and manifest.json; <name> is a digest of the key
+    ROOT/<name>.building/    an artifact in the making; renamed when it is whole, so no half one is ever seen
+    ROOT/<name>.lock         held by whoever looks for, builds or mends <name>
+
+The key's fields say everything that an artifact depends on. Whatever may be used is checked first: the key in its
+manifest and the SHA-256 of its files. What does not hold is named and built anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+import filelock
+import msgspec
+import platformdirs
+
+from telme.errors import EngineError
+
+MANIFEST_FILE = "manifest.json"
+_BUILDING, _LOCK = ".building", ".lock"
+_FREE_SPACE = "free some space, or let XDG_CACHE_HOME name a folder elsewhere"
+# Artifacts that agree in these were made of the same thing: where no artifact fits, the reason is told by them.
+_SUBJECT = ("weights", "graph")
+
+_WAIT_STEP_S = 10
+
+_log = logging.getLogger(__name__)
+
+
+class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file of an artifact."""
+
+    sha256: str
+    size_bytes: int
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What lies beside an artifact's files.
+
+    Attributes:
+        key: Field -> value, all that the artifact depends on.
+        files: Name within the folder -> its digest and size.
+        built: When, ISO 8601, UTC.
+        build_s: How long it took.
+    """
+
+    key: dict[str, str]
+    files: dict[str, File]
+    built: str
+    build_s: float
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all files."""
+        return sum(file.size_bytes for file in self.files.values())
+
+
+def default_root() -> Path:
+    """The user's cache folder for engines."""
+    return platformdirs.user_cache_path("telme-stream") / "engines"
+
+
+class Store:
+    """Artifacts under one folder, shared by all processes of a user.
+
+    Args:
+        root: The folder; made when the first artifact is.
+        on_work: Called now and then while something is built or waited for, from any thread.
+    """
+
+    def __init__(self, root: Path, on_work: Callable[[], None] = lambda: None) -> None:
+        self.root = root
+        self.on_work = on_work
+
+    def get_or_build(self, key: Mapping[str, str], build: Callable[[Path], None]) -> Path:
+        """The folder of an artifact, built when there is none that is whole.
+
+        When another process builds the same one, this waits for it and takes what it made.
+
+        Args:
+            key: Field -> value, all that the artifact depends on.
+            build: Writes the artifact's files into the folder that it is given.
+
+        Raises:
+            EngineError: The cache cannot be written, or `build` raised it. Nothing half made is left.
+        """
+        folder = self.root / _name(key)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with self._locked(folder.with_name(folder.name + _LOCK)):
+                if not self._usable(folder, key):
+                    self.on_work()
+                    _build(folder, key, build)
+        except FileNotFoundError as error:
+            raise EngineError(
+                f"the engine cache {self.root} went away in the middle: {error}", "a folder that stays", "run it again"
+            ) from error
+        except OSError as error:
+            raise EngineError(
+                f"the engine cache {self.root} cannot be used: {error}", "a folder with room", _FREE_SPACE
+            ) from error
+        return folder
+
+    def folders(self) -> list[Path]:
+        """Folders of all artifacts, whole or not."""
+        if not self.root.is_dir():
+            return []
+        return sorted(path for path in self.root.iterdir() if path.is_dir() and path.suffix != _BUILDING)
+
+    @contextmanager
+    def _locked(self, path: Path) -> Iterator[None]:
+        # flock: the kernel lets go of it when its holder dies, however that happens.
+        lock = filelock.FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            _log.warning("another process builds the engine %s; waiting for it", path.stem)
+            self._wait(lock)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _wait(self, lock: filelock.BaseFileLock) -> None:
+        while not lock.is_locked:
+            self.on_work()
+            with suppress(filelock.Timeout):
+                lock.acquire(timeout=_WAIT_STEP_S)
+
+    def _usable(self, folder: Path, key: Mapping[str, str]) -> bool:
+        if not folder.exists():
+            self._explain_miss(key)
+            return False
+        try:
+            verify(folder, key)
+        except EngineError as error:
+            _log.warning("%s; it is built anew", error.seen)
+            return False
+        return True
+
+    def _explain_miss(self, key: Mapping[str, str]) -> None:
+        """Say which fields keep the nearest artifact of the same subject from being used."""
+        nearest: list[str] | None = None
+        for folder in self.folders():
+            try:
+                kept = read_manifest(folder).key
+            except EngineError:
+                continue  # told by verify
+            if all(kept.get(field) == key.get(field) for field in _SUBJECT):
+                fields = _differences(kept, key)
+                nearest = fields if nearest is None or len(fields) < len(nearest) else nearest
+        if nearest:
+            _log.info("no cached engine fits, the nearest has %s", ", ".join(nearest))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of an artifact.
+
+    Raises:
+        EngineError: There is none, or it is damaged.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise EngineError(f"cached engine {path}: {error}", "its manifest", f"remove {folder}") from error
+
+
+def verify(folder: Path, key: Mapping[str, str] | None = None) -> Manifest:
+    """Check an artifact: the key that its manifest names, and every file against its digest.
+
+    Args:
+        folder: Its folder.
+        key: What it must have been built from; None where only its name must agree with its manifest.
+
+    Raises:
+        EngineError: It does not hold; the field or file is named.
+    """
+    manifest = read_manifest(folder)
+    remedy = f"remove {folder}; it is built anew when it is needed"
+    wanted = manifest.key if key is None else key
+    if manifest.key != wanted:
+        said = ", ".join(_differences(manifest.key, wanted))
+        raise EngineError(f"cached engine {folder} has {said}", "the same", remedy)
+    if folder.name != _name(wanted):
+        raise EngineError(
+            f"cached engine {folder} with the manifest of another one", f"the folder {_name(wanted)}", remedy
+        )
+    for name, recorded in manifest.files.items():
+        try:
+            found = _facts(folder / name)
+        except OSError as error:
+            raise EngineError(f"cached engine {folder}: {name} cannot be read: {error}", "it", remedy) from error
+        if found != recorded:
+            raise EngineError(
+                f"cached engine {folder}: {name} is damaged, sha256 {found.sha256[:12]} of {found.size_bytes} bytes",
+                f"{recorded.sha256[:12]} of {recorded.size_bytes} bytes",
+                remedy,
+            )
+    return manifest
+
+
+def _name(key: Mapping[str, str]) -> str:
+    return hashlib.sha256(msgspec.json.encode(dict(key), order="sorted")).hexdigest()[:24]
+
+
+def _differences(kept: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
+    fields = sorted(field for field in {*kept, *wanted} if kept.get(field) != wanted.get(field))
+    return [f"{field} {kept.get(field)!r} instead of {wanted.get(field)!r}" for field in fields]
+
+
+def _build(folder: Path, key: Mapping[str, str], build: Callable[[Path], None]) -> None:
+    partial = folder.with_name(folder.name + _BUILDING)
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    partial.mkdir()
+    started_s = time.monotonic()
+    try:
+        build(partial)
+        files = {str(path.relative_to(partial)): path for path in sorted(partial.rglob("*")) if path.is_file()}
+        manifest = Manifest(
+            key=dict(key),
+            files={name: _facts(path) for name, path in files.items()},
+            built=datetime.now(UTC).isoformat(timespec="seconds"),
+            build_s=round(time.monotonic() - started_s, 1),
+        )
+        (partial / MANIFEST_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+        for path in (*files.values(), partial / MANIFEST_FILE, partial):
+            _sync(path)
+        shutil.rmtree(folder, ignore_errors=True)  # what did not hold
+        partial.rename(folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _facts(path: Path) -> File:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return File(digest, os.fstat(file.fileno()).st_size)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file's or folder's content to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,238 @@
+"""Lanes of a CUDA device in host memory: the same answers as torch, shapes and their order, memory that runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from engines.cuda import (
+    BATCHES,
+    CudaNetworks,
+    Inputs,
+    Lane,
+    Outputs,
+    Sizes,
+    TorchProgram,
+    Work,
+    bucket,
+    common_shapes,
+    corner,
+    extent,
+    need_gpu,
+    torch_networks,
+)
+from engines.export import example_inputs
+from engines.spec import GraphSpec, Range, RunSettings, TensorSpec, graph_spec
+from telme.bundle import Bundle
+from telme.errors import EngineError, OutOfMemory, PredictorError
+from telme.features import NOT_GIVEN, Features
+from telme.predictor import NetworkPredictor, TorchNetworks, TorchPredictor
+from tests.engines.fake_cuda import FakeDevice
+
+LIMITS = {"batch": Range(1, 1, 16), "tokens": Range(2, 96, 200)}
+# Answers the sum of its real tokens and how many there are; rows are independent.
+SPEC = GraphSpec(
+    "text",
+    tuple(TensorSpec(name, "int64", ("batch", "tokens")) for name in ("ids", "mask")),
+    (TensorSpec("sum", "float32", ("batch",)),),
+    LIMITS,
+)
+
+
+class Summing:
+    """A program that sums; notes the shapes it was made ready for, and may run out of memory."""
+
+    def __init__(self, most_rows: int = 16) -> None:
+        self.prepared: list[Sizes | None] = []
+        self._most_rows = most_rows
+
+    def work(self, sizes: Sizes | None) -> Work:
+        self.prepared.append(sizes)
+        return self._sum
+
+    def _sum(self, inputs: Inputs) -> Outputs:
+        if len(inputs["ids"]) > self._most_rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return [(inputs["ids"] * inputs["mask"]).sum(1).float()]
+
+
+def prompts(rows: int, tokens: int) -> dict[str, Tensor]:
+    made = {name: torch.ones(rows, tokens, dtype=torch.int64) for name in ("ids", "mask")}
+    made["ids"] *= torch.arange(1, rows + 1)[:, None]
+    return made
+
+
+@given(st.integers(1, 16), st.integers(1, 200))
+def test_a_bucket_has_room_and_is_one_of_few(rows: int, tokens: int) -> None:
+    sizes = bucket({"batch": rows, "tokens": tokens}, LIMITS)
+    assert rows <= sizes["batch"] < 2 * rows
+    assert sizes["batch"] in BATCHES
+    assert tokens <= sizes["tokens"] <= min(tokens + 63, 200)
+    assert sizes["tokens"] in (64, 128, 192, 200)
+
+
+def test_an_utterance_alone_finds_its_shape_ready() -> None:
+    ready = common_shapes(LIMITS)
+    assert ready == [{"batch": 1, "tokens": tokens} for tokens in (64, 128, 192, 200)]
+    assert all(bucket({"batch": 1, "tokens": tokens}, LIMITS) in ready for tokens in range(1, 201))
+    assert common_shapes({"batch": Range(1, 1, 16)}) == [{"batch": 1}]
+    assert common_shapes({"batch": Range(1, 1, 16), "samples": Range(400, 16000, 400_000)}) == []
+
+
+def test_an_input_lies_at_the_top_and_at_the_right() -> None:
+    sizes = {"batch": 2, "tokens": 3}
+    assert extent(TensorSpec("x", "float32", ("batch", "tokens", 8)), sizes) == (2, 3, 8)
+    assert corner(SPEC.inputs[0], sizes) == (slice(0, 2), slice(-3, None))
+    assert corner(TensorSpec("x", "float32", ("batch", 8)), {"batch": 2}) == (slice(0, 2), slice(None))
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_every_size_is_answered_whatever_was_there_before(graphs: bool) -> None:
+    lane = Lane(SPEC, Summing(), FakeDevice(), graphs)
+    for rows, tokens in ((16, 200), (3, 5), (1, 64), (4, 7), (3, 2)):
+        (answer,) = lane.run(prompts(rows, tokens))
+        assert answer.tolist() == [tokens * row for row in range(1, rows + 1)]
+
+
+def test_answers_stay_when_the_next_ones_come() -> None:
+    lane = Lane(SPEC, Summing(), FakeDevice(), graphs=True)
+    (first,) = lane.run(prompts(2, 5))
+    lane.run(prompts(2, 9))
+    assert first.tolist() == [5, 10]
+
+
+def test_a_shape_is_captured_once_and_replayed() -> None:
+    device, program = FakeDevice(), Summing()
+    lane = Lane(SPEC, program, device, graphs=True)
+    for tokens in (3, 60, 100):
+        lane.run(prompts(2, tokens))
+    assert [event for event in device.events if "captured" in event or "replayed" in event] == [
+        "captured on stream1",
+        "replayed on stream1",
+        "replayed on stream1",
+        "captured on stream1",
+        "replayed on stream1",
+    ]
+    assert program.prepared == [{"batch": 2, "tokens": 64}, {"batch": 2, "tokens": 128}]
+    # The staged inputs of a run are sent before those of the next are written over them.
+    assert device.events.count("inputs of stream1 sent") == 3
+    assert device.events.count("caller waits for stream1") == 3
+
+
+def test_wrong_input_is_refused_before_it_reaches_the_device() -> None:
+    device = FakeDevice()
+    lane = Lane(SPEC, Summing(), device, graphs=True)
+    with pytest.raises(PredictorError, match=r"ids float32 \[1, 9\]"):
+        lane.run({"ids": torch.ones(1, 9), "mask": torch.ones(1, 9, dtype=torch.int64)})
+    assert device.events == []
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_no_room_is_told_as_such_and_a_smaller_batch_goes_on(graphs: bool) -> None:
+    lane = Lane(SPEC, Summing(most_rows=4), FakeDevice(), graphs)
+    with pytest.raises(OutOfMemory, match=r"text network at .*'batch': 9.*out of memory"):
+        lane.run(prompts(9, 5))
+    assert lane.run(prompts(4, 5))[0].tolist() == [5, 10, 15, 20]
+
+
+def test_a_network_that_cannot_be_captured_is_an_error_of_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the program may choose another backend."""
+
+    def capture(*given: object) -> None:
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    device = FakeDevice()
+    monkeypatch.setattr(device, "capture", capture)
+    with pytest.raises(EngineError, match=r"text network at .*'tokens': 64.* cannot be made ready.*not permitted"):
+        Lane(SPEC, Summing(), device, graphs=True).warm()
+    Lane(SPEC, Summing(), device, graphs=False).warm()
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_torch_on_the_device_answers_as_torch_does(bundle: Bundle, graphs: bool) -> None:
+    device = FakeDevice()
+    found = torch_networks(bundle, "fp32", RunSettings(cuda_graphs=graphs), device)
+    assert found.backend == "torch-cuda-fp32"
+    same_answers(bundle, found, 1e-5)
+    assert any("captured" in event for event in device.events) is graphs
+    streams = {event.rpartition(" ")[2] for event in device.events if event.startswith("caller waits")}
+    assert len(streams) == 4, "each network has its own"
+
+
+def test_torch_in_half_precision_stays_near(bundle: Bundle) -> None:
+    same_answers(bundle, torch_networks(bundle, "bf16", RunSettings(), FakeDevice()), 0.15)
+
+
+def some_features(bundle: Bundle, count: int) -> list[Features]:
+    """Of different lengths; some lack sound, some pictures."""
+    edge = int((bundle.config.video_config or {})["image_size"])
+    noise = torch.Generator().manual_seed(5)
+    return [
+        Features(
+            prompt_ids=tuple(torch.randint(5, 40, (3 + 5 * number,), generator=noise).tolist()),
+            context_turns=1,
+            sound=NOT_GIVEN if number % 4 == 3 else torch.randn(400 + 320 * (number % 3), generator=noise).numpy(),
+            pixels=NOT_GIVEN if number % 3 == 2 else torch.randn(1, 8, 3, edge, edge, generator=noise),
+        )
+        for number in range(count)
+    ]
+
+
+def test_a_batch_of_sessions_is_answered_as_each_alone_would_be(bundle: Bundle) -> None:
+    given = some_features(bundle, 16)
+    found = NetworkPredictor(bundle, torch_networks(bundle, "fp32", RunSettings(), FakeDevice())).predict(given)
+    expected = [prediction for one in given for prediction in TorchPredictor(bundle).predict([one])]
+    for answer, alone in zip(found, expected, strict=True):
+        assert answer.probabilities == pytest.approx(alone.probabilities, abs=1e-5)
+        assert answer.unused == alone.unused
+
+
+def test_a_batch_without_room_is_answered_in_smaller_ones(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    networks = torch_networks(bundle, "fp32", RunSettings(), FakeDevice())
+    run = TorchProgram._run
+
+    def out_of_memory(self: TorchProgram, inputs: Inputs) -> Outputs:
+        if len(next(iter(inputs.values()))) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return run(self, inputs)
+
+    monkeypatch.setattr(TorchProgram, "_run", out_of_memory)
+    given = some_features(bundle, 11)
+    assert len(NetworkPredictor(bundle, networks).predict(given)) == 11
+    assert "at most 5" in caplog.text
+
+
+def same_answers(bundle: Bundle, found: CudaNetworks, tolerance: float) -> None:
+    reference = TorchNetworks(bundle.model)
+
+    def given(part: str, rows: int, length: int | None = None) -> Mapping[str, Tensor]:
+        return example_inputs(graph_spec(bundle.config, part), rows, length)  # type: ignore[arg-type]
+
+    with torch.inference_mode():
+        for rows, length in ((3, 7), (1, 96), (2, 30)):
+            text = given("text", rows, length).values()
+            expected, answer = reference.text(*text), found.text(*text)
+            assert torch.allclose(expected.feature, answer.feature, atol=tolerance)
+            assert torch.allclose(expected.logits, answer.logits, atol=tolerance)
+            sound, pictures = given("audio", rows, 400 + length)["input_values"], given("video", rows)["pixel_values"]
+            assert torch.allclose(reference.audio(sound), found.audio(sound), atol=tolerance)
+            assert torch.allclose(reference.video(pictures), found.video(pictures), atol=tolerance)
+            features = given("fusion", rows)
+            assert torch.allclose(reference.fusion(**features), found.fusion(**features), atol=tolerance)
+
+
+def test_without_a_gpu_it_says_so(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EngineError, match=r"sees no CUDA device.*use --backend onnx"):
+        torch_networks(bundle, "fp16", RunSettings())
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(EngineError, match="was built without CUDA"):
+        need_gpu()

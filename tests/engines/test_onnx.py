@@ -1,0 +1,158 @@
+"""Tiny bundles under ONNX Runtime: torch's answers, bad input, caches that are deleted or damaged, memory."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from engines import onnx, predictor
+from engines.onnx import onnx_networks
+from engines.predictor import Choice, EnginePredictor, choices
+from engines.spec import RunSettings
+from engines.store import Store
+from telme.bundle import Bundle, open_bundle
+from telme.errors import EngineError, OutOfMemory, PredictorError, UsageError
+from telme.predictor import NetworkPredictor, TorchPredictor
+from tests.bundles import make_tiny_bundle
+from tests.telme.test_predictor import mixed
+
+RUN = RunSettings(threads=1)
+
+
+@pytest.mark.parametrize(("precision", "within"), [("fp32", 1e-5), ("int8", 0.05)])
+def test_the_answers_are_those_of_torch(bundle: Bundle, store: Store, precision: Any, within: float) -> None:
+    batch = mixed(bundle)
+    expected = TorchPredictor(bundle).predict(batch)
+    networks = onnx_networks(bundle, precision, RUN, store)
+    assert networks.backend == f"onnx-{precision}"
+    found = NetworkPredictor(bundle, networks).predict(batch)
+    for one, other in zip(found, expected, strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=within)
+        assert one.unused == other.unused
+    assert (found == expected) is False  # another arithmetic
+
+
+@pytest.mark.parametrize(("precision", "within"), [("fp32", 1e-6), ("int8", 0.0)])
+def test_neighbours_change_no_answer(bundle: Bundle, store: Store, precision: Any, within: float) -> None:
+    batch = mixed(bundle)
+    made = NetworkPredictor(bundle, onnx_networks(bundle, precision, RUN, store))
+    together = made.predict(batch)
+    for one, item in zip(together, batch, strict=True):
+        (alone,) = made.predict([item])
+        assert one.probabilities == pytest.approx(alone.probabilities, abs=within)
+
+
+def test_bad_input_is_refused_and_the_next_is_answered(bundle: Bundle, store: Store) -> None:
+    networks = onnx_networks(bundle, "fp32", RUN, store)
+    good = torch.tensor([[5, 6, 7]])
+    for ids, mask in ((good.int(), good), (good, good[:, :2]), (good[0], good), (torch.full((1, 3), 10_000), good)):
+        with pytest.raises(PredictorError, match="text graph"):
+            networks.text(ids, torch.ones_like(mask))
+    assert networks.text(good, torch.ones_like(good)).feature.shape == (1, 768)
+
+
+def test_a_cache_deleted_in_mid_run_changes_nothing_and_is_made_again(tmp_path: Path) -> None:
+    bundle = open_bundle(str(make_tiny_bundle(tmp_path / "bundle")))
+    store = Store(tmp_path / "cache")
+    made = NetworkPredictor(bundle, onnx_networks(bundle, "int8", RUN, store))
+    batch = mixed(bundle)
+    before = made.predict(batch)
+    shutil.rmtree(store.root)
+    assert made.predict(batch) == before
+    again = NetworkPredictor(bundle, onnx_networks(bundle, "int8", RUN, store))
+    assert again.predict(batch) == before
+    assert len(store.folders()) == 1
+
+
+def test_a_damaged_graph_is_named_and_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bundle = open_bundle(str(make_tiny_bundle(tmp_path / "bundle")))
+    store = Store(tmp_path / "cache")
+    onnx_networks(bundle, "int8", RUN, store)
+    (graph,) = store.root.rglob("text.onnx")
+    graph.write_bytes(graph.read_bytes()[:-100])
+    caplog.set_level("INFO")
+    onnx_networks(bundle, "int8", RUN, store)
+    assert "text.onnx is damaged" in caplog.text
+    assert "making the text graph of bundle-" in caplog.text
+
+
+def test_torchs_networks_are_not_loaded_for_graphs_that_are_kept(tmp_path: Path) -> None:
+    folder = make_tiny_bundle(tmp_path / "bundle")
+    store = Store(tmp_path / "cache")
+    onnx_networks(open_bundle(str(folder)), "fp32", RUN, store)
+    bundle = open_bundle(str(folder))
+    onnx_networks(bundle, "fp32", RUN, store)
+    assert "model" not in vars(bundle)
+
+
+def test_a_graph_that_onnx_runtime_refuses_is_a_clear_error(tmp_path: Path) -> None:
+    graph = tmp_path / "text.onnx"
+    graph.write_bytes(b"no graph")
+    with pytest.raises(EngineError, match=r"text\.onnx cannot be loaded"):
+        onnx._session(graph, RUN)
+
+
+class Full:
+    """A session without room."""
+
+    def run(self, names: object, arrays: object) -> None:
+        raise onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException(
+            "Exception during initialization: std::bad_alloc"
+        )
+
+
+def test_no_room_is_told_apart(bundle: Bundle, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx, "_session", lambda graph, run: Full())
+    networks = onnx_networks(bundle, "fp32", RUN, store)
+    with pytest.raises(OutOfMemory, match="onnx-fp32 has no room for one utterance"):
+        NetworkPredictor(bundle, networks).predict(mixed(bundle))
+
+
+def test_auto_on_the_cpu_is_onnx_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor, "multiplies_bfloat16", lambda: False)
+    first, second = choices()
+    assert (first.backend, first.precision) == ("onnx", "fp32")
+    assert "no GPU" in first.why
+    assert (second.backend, second.precision) == ("torch", "fp32")
+
+
+def test_what_is_asked_for_is_what_there_is() -> None:
+    assert choices("torch") == [Choice("torch", "fp32", "as asked")]
+    assert choices("onnx", "int8") == [Choice("onnx", "int8", "as asked")]
+    with pytest.raises(UsageError, match="cuda"):
+        choices("cuda")
+
+
+def test_what_cannot_run_gives_way_only_where_the_program_chooses(
+    bundle: Bundle, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise EngineError("the graph is odd", "another", "nothing")
+
+    monkeypatch.setattr(predictor, "onnx_networks", broken)
+    monkeypatch.setattr(predictor, "multiplies_bfloat16", lambda: False)
+    made = EnginePredictor(bundle, choices(), RUN, store)
+    assert made.backend == "torch-cpu"
+    assert made.choice.backend == "torch"
+    assert "onnx in fp32 cannot run here: the graph is odd" in caplog.text
+    with pytest.raises(EngineError, match="odd"):
+        EnginePredictor(bundle, choices("onnx"), RUN, store)
+
+
+def test_precisions_that_a_backend_lacks_are_refused(bundle: Bundle, store: Store) -> None:
+    with pytest.raises(EngineError, match="bf16 on ONNX Runtime"):
+        EnginePredictor(bundle, choices("onnx", "bf16"), RUN, store)
+    with pytest.raises(UsageError, match="torch in int8"):
+        EnginePredictor(bundle, choices("torch", "int8"), RUN, store)
+
+
+def test_quantising_needs_a_graph(tmp_path: Path) -> None:
+    (tmp_path / "text.onnx").write_bytes(np.zeros(9, np.uint8).tobytes())
+    with pytest.raises(EngineError, match="cannot be quantised"):
+        onnx.quantise(tmp_path / "text.onnx", tmp_path / "out.onnx")

@@ -1,0 +1,64 @@
+"""Parity: its figures, its inputs, its command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engines.parity import compare, conversation, main
+from telme.bundle import load_bundle
+from telme.errors import DataError
+from telme.features import Missing
+from tests.bundles import make_full_bundle, make_tiny_bundle
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+EXPECTED = np.array([[2.0, -1.0, -1.0], [-1.0, 2.0, -1.0], [-1.0, -1.0, 2.0], [2.0, -1.0, -1.0]])
+
+
+def test_equal_answers_differ_in_nothing() -> None:
+    row = compare("same", EXPECTED, EXPECTED, [0, 1, 2, 0])
+    assert (row.largest, row.mean, row.labels_equal, row.f1_difference, row.n) == (0, 0, 1, 0, 4)
+    assert row.cosine == pytest.approx(1)
+
+
+def test_a_label_that_changes_is_seen() -> None:
+    found = EXPECTED.copy()
+    found[0] = [-1.0, 2.0, -1.0]
+    row = compare("odd", found, EXPECTED, [0, 1, 2, 0])
+    assert row.labels_equal == 0.75
+    assert row.largest == 3
+    assert row.mean == pytest.approx(0.5)
+    assert row.cosine == pytest.approx(-0.5)
+    assert row.f1_difference is not None
+    assert row.f1_difference == pytest.approx(-25, abs=1)
+    assert compare("odd", found, EXPECTED).f1_difference is None
+
+
+def test_a_conversation_has_sound_and_pictures(tmp_path: Path) -> None:
+    bundle = load_bundle(str(make_full_bundle(tmp_path / "bundle")))
+    lines = json.loads((EXAMPLES / "conversation.json").read_text(encoding="utf-8"))[:2]
+    transcript = tmp_path / "short.json"
+    transcript.write_text(json.dumps(lines), encoding="utf-8")
+    made = conversation(bundle, transcript, EXAMPLES / "conversation.mp4")
+    assert [item.context_turns for item in made] == list(range(1, len(lines) + 1))
+    for item, line in zip(made, lines, strict=True):
+        assert not isinstance(item.sound, Missing)
+        assert abs(len(item.sound) - 16 * (line["end_ms"] - line["start_ms"])) <= 16
+        assert item.missing == {}
+    transcript.write_text('{"a": 1}', encoding="utf-8")
+    with pytest.raises(DataError, match=r"short\.json"):
+        conversation(bundle, transcript, EXAMPLES / "conversation.mp4")
+
+
+def test_the_command_prints_a_row_a_backend(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_tiny_bundle(tmp_path / "bundle")
+    recorded = ["--transcript", str(EXAMPLES / "conversation.json"), "--recording", str(EXAMPLES / "conversation.mp4")]
+    assert main(["--bundle", str(folder), "--backends", "onnx-fp32", *recorded]) == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert [row["backend"] for row in rows] == ["onnx-fp32"]
+    assert 0 < rows[0]["largest"] < 1e-4
+    assert main(["--bundle", str(tmp_path / "nothing"), *recorded]) == 1
+    assert "parity: error: no bundle" in capsys.readouterr().err

@@ -1,0 +1,287 @@
+"""The cache of engines, with real processes, a real full disk and real damage."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from engines.store import MANIFEST_FILE, Store, read_manifest, verify
+from telme.errors import EngineError
+
+KEY = {"weights": "0f", "graph": "text", "backend": "tensorrt-rtx", "version": "1.7.1", "gpu": "NVIDIA L4 8.9"}
+DEADLINE_S = 60
+
+# Builds one artifact: says so, waits for a line, and writes it. Prints the folder at the end.
+BUILDER = """
+import logging, sys
+from pathlib import Path
+from engines.store import Store
+
+logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
+
+def build(folder):
+    (folder / "half").write_text("half of it")
+    print("building", flush=True)
+    sys.stdin.readline()
+    (folder / "plan").write_text(sys.argv[2])
+
+print(Store(Path(sys.argv[1])).get_or_build(KEY, build), flush=True)
+""".replace("KEY", repr(KEY))
+
+
+def writes(text: str) -> Callable[[Path], None]:
+    def build(folder: Path) -> None:
+        (folder / "plan").write_text(text)
+
+    return build
+
+
+def refuses(folder: Path) -> None:
+    raise AssertionError(f"built again in {folder}")
+
+
+def start(root: Path, text: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", BUILDER, str(root), text]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def left(root: Path) -> list[str]:
+    """What is in the cache but for the locks."""
+    return sorted(path.name for path in root.iterdir() if path.suffix != ".lock")
+
+
+def test_an_artifact_is_built_once_and_found_again(tmp_path: Path) -> None:
+    folder = Store(tmp_path / "cache").get_or_build(KEY, writes("a plan"))
+    assert Store(tmp_path / "cache").get_or_build(dict(reversed(KEY.items())), refuses) == folder
+    assert (folder / "plan").read_text() == "a plan"
+    manifest = read_manifest(folder)
+    assert manifest.key == KEY
+    assert {name: file.size_bytes for name, file in manifest.files.items()} == {"plan": 6}
+    assert Store(tmp_path / "cache").folders() == [folder]
+
+
+@pytest.mark.parametrize("field", KEY)
+def test_every_field_of_the_key_counts(tmp_path: Path, field: str) -> None:
+    store = Store(tmp_path)
+    folder = store.get_or_build(KEY, writes("one"))
+    other = store.get_or_build({**KEY, field: "another"}, writes("two"))
+    assert other != folder
+    assert (folder / "plan").read_text() == "one"
+    assert store.folders() == sorted([folder, other])
+
+
+def test_a_miss_names_the_fields_of_the_nearest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = Store(tmp_path)
+    store.get_or_build({**KEY, "gpu": "NVIDIA A10 8.6", "version": "1.0"}, writes("far"))
+    store.get_or_build({**KEY, "version": "1.6.0"}, writes("near"))
+    store.get_or_build({**KEY, "graph": "audio"}, writes("of something else"))
+    with caplog.at_level(logging.INFO, "engines.store"):
+        store.get_or_build(KEY, writes("now"))
+    assert [record.message for record in caplog.records] == [
+        "no cached engine fits, the nearest has version '1.6.0' instead of '1.7.1'"
+    ]
+
+
+def test_two_processes_build_once_and_the_second_waits(tmp_path: Path) -> None:
+    with start(tmp_path, "first") as first:
+        assert line(first) == "building"
+        with start(tmp_path, "second") as second:
+            assert line(second).startswith("another process builds the engine")
+            assert first.stdin is not None
+            first.stdin.write("go\n")
+            first.stdin.flush()
+            assert line(first) == line(second) == str(Store(tmp_path).folders()[0])
+            assert second.wait(DEADLINE_S) == first.wait(DEADLINE_S) == 0
+    assert (Store(tmp_path).folders()[0] / "plan").read_text() == "first"
+
+
+def test_work_is_told_as_it_goes_on(tmp_path: Path) -> None:
+    told: list[str] = []
+    store = Store(tmp_path, on_work=lambda: told.append("work"))
+    store.get_or_build(KEY, writes("a plan"))
+    store.get_or_build(KEY, refuses)
+    assert told == ["work"]
+
+
+def test_a_wait_for_another_process_is_told_too(tmp_path: Path) -> None:
+    with start(tmp_path, "first") as first:
+        assert line(first) == "building"
+
+        def let_it_go_on() -> None:
+            assert first.stdin is not None
+            first.stdin.write("go\n")
+            first.stdin.flush()
+
+        assert (Store(tmp_path, let_it_go_on).get_or_build(KEY, refuses) / "plan").read_text() == "first"
+        assert first.wait(DEADLINE_S) == 0
+
+
+def test_a_builder_killed_half_way_leaves_nothing_to_trip_over(tmp_path: Path) -> None:
+    with start(tmp_path, "first") as first:
+        assert line(first) == "building"
+        with start(tmp_path, "second") as second:
+            assert line(second).startswith("another process builds the engine")
+            first.send_signal(signal.SIGKILL)
+            assert line(second) == "building", "the lock dies with its holder"
+            assert second.stdin is not None
+            second.stdin.write("go\n")
+            second.stdin.flush()
+            assert second.wait(DEADLINE_S) == 0
+    (folder,) = Store(tmp_path).folders()
+    assert (folder / "plan").read_text() == "second"
+    assert left(tmp_path) == [folder.name]
+
+
+def test_what_a_killed_builder_left_is_no_artifact(tmp_path: Path) -> None:
+    with start(tmp_path, "first") as first:
+        assert line(first) == "building"
+        first.send_signal(signal.SIGKILL)
+        first.wait(DEADLINE_S)
+    assert Store(tmp_path).folders() == []
+    assert len(left(tmp_path)) == 1
+    folder = Store(tmp_path).get_or_build(KEY, writes("whole"))
+    assert left(tmp_path) == [folder.name]
+
+
+def test_a_build_that_fails_leaves_nothing_and_says_its_own_error(tmp_path: Path) -> None:
+    def fails(folder: Path) -> None:
+        (folder / "plan").write_text("half")
+        raise EngineError("node Conv_3 is not supported", "a supported graph", "use --backend onnx")
+
+    with pytest.raises(EngineError, match="node Conv_3"):
+        Store(tmp_path).get_or_build(KEY, fails)
+    assert left(tmp_path) == []
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    def fills(folder: Path) -> None:
+        (folder / "plan").symlink_to("/dev/full")
+        (folder / "plan").write_text("a plan")
+
+    with pytest.raises(EngineError, match=r"No space left on device.*free some space.*XDG_CACHE_HOME"):
+        Store(tmp_path).get_or_build(KEY, fills)
+    assert left(tmp_path) == []
+
+
+FULL_DISK = """
+mount -t tmpfs -o size=64k tmpfs "$1" || exit 77
+"$2" - "$1" <<'END'
+import sys
+from pathlib import Path
+from engines.store import Store
+from telme.errors import EngineError
+
+root = Path(sys.argv[1])
+try:
+    Store(root).get_or_build({"weights": "0"}, lambda folder: (folder / "plan").write_bytes(bytes(65536)))
+except EngineError as error:
+    print(error)
+print([path.name for path in root.iterdir() if path.suffix != ".lock"])
+END
+"""
+
+
+def test_a_disk_that_has_no_room_for_the_manifest_either(tmp_path: Path) -> None:
+    """A real file system of 64 KiB, in a name space of its own."""
+    if shutil.which("unshare") is None:
+        pytest.skip("no unshare to mount a small file system with")
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", FULL_DISK, "sh", str(tmp_path), sys.executable]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    if done.returncode in (1, 77) and "Traceback" not in done.stderr:
+        pytest.skip(f"this user may not mount a small file system: {done.stderr.strip()}")
+    error, entries = done.stdout.splitlines()
+    assert "No space left on device" in error
+    assert entries == "[]"
+
+
+def test_a_cache_that_may_not_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    with pytest.raises(EngineError, match=r"cache .*cache cannot be used"):
+        Store(tmp_path / "cache").get_or_build(KEY, writes("a plan"))
+
+
+def test_a_cache_that_goes_away_in_mid_build_says_so(tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+
+    def build(folder: Path) -> None:
+        shutil.rmtree(root)
+
+    with pytest.raises(EngineError, match=r"went away in the middle.*run it again"):
+        Store(root).get_or_build(KEY, build)
+    assert (Store(root).get_or_build(KEY, writes("a plan")) / "plan").read_text() == "a plan"
+
+
+def flip_a_byte(folder: Path) -> None:
+    (folder / "plan").write_text("a plam")
+
+
+def cut(folder: Path) -> None:
+    (folder / "plan").write_text("a")
+
+
+def lose(folder: Path) -> None:
+    (folder / "plan").unlink()
+
+
+def lose_manifest(folder: Path) -> None:
+    (folder / MANIFEST_FILE).unlink()
+
+
+def garble_manifest(folder: Path) -> None:
+    (folder / MANIFEST_FILE).write_bytes(b'{"key": 3, \xff')
+
+
+def from_another_gpu(folder: Path) -> None:
+    content = msgspec.json.decode((folder / MANIFEST_FILE).read_bytes())
+    content["key"]["gpu"] = "NVIDIA A10 8.6"
+    (folder / MANIFEST_FILE).write_bytes(msgspec.json.encode(content))
+
+
+@pytest.mark.parametrize(
+    ("harm", "named"),
+    [
+        (flip_a_byte, "plan is damaged, sha256"),
+        (cut, "plan is damaged, sha256"),
+        (lose, "plan cannot be read"),
+        (lose_manifest, "manifest.json"),
+        (garble_manifest, "manifest.json"),
+        (from_another_gpu, "gpu 'NVIDIA A10 8.6' instead of 'NVIDIA L4 8.9'"),
+    ],
+)
+def test_what_does_not_hold_is_named_and_built_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, harm: Callable[[Path], None], named: str
+) -> None:
+    store = Store(tmp_path)
+    folder = store.get_or_build(KEY, writes("a plan"))
+    harm(folder)
+    with pytest.raises(EngineError, match=named):
+        verify(folder, KEY)
+    assert store.get_or_build(KEY, writes("a new plan")) == folder
+    assert named in caplog.text
+    assert "built anew" in caplog.text
+    assert (folder / "plan").read_text() == "a new plan"
+    verify(folder, KEY)
+
+
+def test_an_artifact_under_another_name_does_not_hold(tmp_path: Path) -> None:
+    folder = Store(tmp_path).get_or_build(KEY, writes("a plan"))
+    folder.rename(tmp_path / "copied")
+    with pytest.raises(EngineError, match="the manifest of another one"):
+        verify(tmp_path / "copied")
+
+
+def test_no_cache_holds_no_artifacts(tmp_path: Path) -> None:
+    assert Store(tmp_path / "none").folders() == []
