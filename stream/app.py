@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from stream.bus import Event, Status
 from stream.config import Config
 from stream.items import Session
 from stream.link import Subscriber
@@ -26,12 +27,10 @@ from stream.supervisor import (
     Interrupts,
     Supervisor,
 )
-from stream.wire import Event, Status
-from telme.errors import JournalError, LinkError, WireError
+from telme.errors import INTERRUPTED, JournalError, LinkError, OutputError, TelmeStreamError, WireError
 
 _log = logging.getLogger(__name__)
 
-INTERRUPTED = 130
 _SUBSCRIBED_DEADLINE_S = 10.0
 _SINK_DEADLINE_S = 10.0
 _POLL_MS = 100
@@ -76,6 +75,8 @@ def run_all(config: Config, session: Session, sink: Sink, debug: bool) -> int:
                         supervisor.stop()
             finally:
                 supervisor.stop()
+            if sinking.failure is not None:
+                raise sinking.failure
             return INTERRUPTED if supervisor.interrupted else 0
 
 
@@ -109,7 +110,7 @@ def _run_alone(child: Child) -> int:
         try:
             facts = supervisor.start(child)
             if facts is not None:
-                _log.warning("%s ready: %s", child.name, ", ".join(f"{key} {value}" for key, value in facts.items()))
+                _log.info("%s ready: %s", child.name, ", ".join(f"{key} {value}" for key, value in facts.items()))
             child.tell("go")
             supervisor.watch(child)
         finally:
@@ -178,11 +179,16 @@ class SinkThread:
     Args:
         address: Where the worker publishes.
         sink: Called in the thread.
-        interrupts: Told when standard output is closed: then nobody reads, and the run ends.
+        interrupts: Told when standard output is closed or cannot be written: then the run ends.
+
+    Attributes:
+        subscribed: Set once an event came.
+        failure: Why nothing more was handed over, where that is an error.
     """
 
     def __init__(self, address: str, sink: Sink, interrupts: Interrupts) -> None:
         self.subscribed = threading.Event()
+        self.failure: TelmeStreamError | None = None
         self._address = address
         self._sink = sink
         self._interrupts = interrupts
@@ -205,18 +211,20 @@ class SinkThread:
                 while (received := subscriber.receive(_POLL_MS)) or not self._stopping.is_set():
                     if received and self._take(*received):
                         return
-        except BrokenPipeError:
-            # Nobody reads any more; what is still in Python's buffer must go somewhere at exit.
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError):  # which says that nobody reads any more
+                self.failure = OutputError(f"standard output: {error}", "room for events", "see where it goes")
+            # What is still in Python's buffer must go somewhere at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             self._interrupts.request()
         except (LinkError, WireError) as error:
-            _log.error("sink: %s", error)
+            self.failure = error
             self._interrupts.request()
 
     def _take(self, event: Event, json: bytes) -> bool:
         """Hand an event over; True when it was the last."""
         self.subscribed.set()
-        if event.type != "status":
+        if event.is_stored():
             # A worker that died between publishing and noting it says the event once more.
             if event.seq > self._last_seq:
                 self._last_seq = event.seq

@@ -20,9 +20,9 @@ import numpy as np
 from faster_whisper import WhisperModel, download_model
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the HTTP library it uses
 
+from stream import silero
 from stream.config import AsrConfig
 from stream.items import SAMPLE_RATE_HZ, Pcm
-from stream.vad import FRAME_SAMPLES, VoiceDetector
 from stream.whisper import MAX_TOKENS_PER_S, WINDOW_MS, Decoded, Samples, WindowedWhisper
 from telme.errors import TranscriptionError
 
@@ -34,9 +34,10 @@ _MODEL_FILES = ("config.json", "model.bin", "tokenizer.json")
 _MAX_CPU_THREADS = 4
 _PIECE_SAMPLES = WINDOW_MS * SAMPLE_RATE_HZ // 1000
 
-# Before Whisper. Speech is voiced for 0.6 of an utterance and more, clicks for 0.4 and less (bench/LOG.md).
-_VOICE_AGGRESSIVENESS = 2
-_MIN_VOICED = 0.45
+# Before Whisper. Silero is sure of 0.18 of an utterance and more, also in noise of 10 dB, and of nothing in clicks,
+# chords and noises (bench/LOG.md).
+_SURE_OF_SPEECH = 0.5
+_MIN_SPEECH = 0.1
 _LEVEL_SAMPLES = 300 * SAMPLE_RATE_HZ // 1000
 _FULL_SCALE = 32768.0
 
@@ -48,9 +49,13 @@ _MAX_REPEATED_WORDS = 12
 _MIN_LOGPROB = -1.0
 _MAX_NO_SPEECH = 0.9
 _MAX_NO_SPEECH_UNSURE = 0.6
-# Doubts that the full window can settle. People do say three words twice.
+# Doubts that another try can settle. People do say three words twice.
 _SURE_LOGPROB = -0.6
 _SURE_REPEATED_WORDS = 3
+# The second try: more window and Whisper's own beam cost a quarter of what the full window costs, and on speech in
+# noise of 10 dB they give fewer errors than it does (bench/LOG.md).
+_WIDE_MARGIN_MS = 8000
+_WIDE_BEAM = 5
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Transcription:
         avg_logprob: Mean log-probability of the tokens; None when Whisper was not asked.
         no_speech_prob: Whisper's probability that nobody spoke; None when it was not asked.
         window_ms: The window that gave the text; 0 when Whisper was not asked.
-        fell_back: The short window was not believed, and the full one was asked as well.
+        fell_back: The first try was not believed, and Whisper was asked again.
     """
 
     text: str
@@ -82,7 +87,7 @@ class Transcriber:
 
     Attributes:
         calls: Utterances that were shown to Whisper.
-        fallbacks: How many of them needed the full window.
+        fallbacks: How many of them it was asked about again.
 
     Raises:
         TranscriptionError: The model cannot be had, is damaged, does not load or does not know the language.
@@ -97,6 +102,7 @@ class Transcriber:
         self.device = device
         self.calls = 0
         self.fallbacks = 0
+        silero.load()
         folder = _locate(config.model)
         try:
             model = WhisperModel(
@@ -105,7 +111,7 @@ class Transcriber:
                 compute_type="float16" if device == "cuda" else "int8",
                 cpu_threads=config.threads or min(os.cpu_count() or 1, _MAX_CPU_THREADS),
             )
-            self._whisper = WindowedWhisper(model, config.language, config.beam_size)
+            self._whisper = WindowedWhisper(model, config.language)
         except (OSError, ValueError, RuntimeError) as error:
             raise TranscriptionError(
                 f"Whisper model {config.model!r} on {device} cannot be loaded: {error}",
@@ -113,29 +119,41 @@ class Transcriber:
                 f"use --asr-model {OFFLINE} for the English model that needs no network",
             ) from error
 
-    def transcribe(self, pcm: Pcm, voiced: float | None = None) -> Transcription:
+    def transcribe(self, pcm: Pcm, speech: float | None = None) -> Transcription:
         """Transcribe one utterance.
 
         Nothing is remembered between calls, so that a speculative result may be dropped. A running call cannot be
-        stopped: with tiny.en on two cores it takes some 0.15 s, and 0.7 s more when it falls back (bench/LOG.md).
+        stopped: with tiny.en on two cores it takes some 0.15 s, 0.2 s more when it is asked again, and 0.6 s more
+        where only the full window is left (bench/LOG.md).
 
         Args:
             pcm: int16 [S] at 16 kHz.
-            voiced: The share of the utterance that holds a voice, when the caller knows it; otherwise measured here.
+            speech: The share of the utterance that holds speech, when the caller knows it; otherwise measured here.
 
         Raises:
             TranscriptionError: The model failed.
         """
-        reason = why_not_heard(pcm, voiced, self._config.min_level_dbfs)
+        return self._hear(pcm, speech, may_fall_back=True)
+
+    def glance(self, pcm: Pcm) -> Transcription:
+        """Transcribe what was said so far, on the short window alone: for a guess that must not take long.
+
+        Raises:
+            TranscriptionError: The model failed.
+        """
+        return self._hear(pcm, None, may_fall_back=False)
+
+    def _hear(self, pcm: Pcm, speech: float | None, may_fall_back: bool) -> Transcription:
+        reason = why_not_heard(pcm, speech, self._config.min_level_dbfs)
         if reason is not None:
             return Transcription("", reason)
         self.calls += 1
         samples = pcm.astype(np.float32) / _FULL_SCALE
         try:
-            decoded = self._decode(samples, self._config.window_margin_ms)
-            fell_back = decoded.window_ms < WINDOW_MS and _needs_full_window(decoded)
+            decoded = self._decode(samples, self._config.window_margin_ms, self._config.beam_size)
+            fell_back = may_fall_back and _is_doubtful(decoded)
             if fell_back:
-                decoded = min(decoded, self._decode(samples, WINDOW_MS), key=_doubt)
+                decoded = self._ask_again(samples, decoded)
         except (ValueError, RuntimeError) as error:
             raise TranscriptionError(f"Whisper failed: {error}", "a transcript", "run telme-stream doctor") from error
         self.fallbacks += fell_back
@@ -148,10 +166,19 @@ class Transcriber:
             fell_back=fell_back,
         )
 
-    def _decode(self, samples: Samples, margin_ms: int) -> Decoded:
+    def _ask_again(self, samples: Samples, decoded: Decoded) -> Decoded:
+        """The most credible of the first try, a wider one and, where both are rejected, the full window."""
+        margin_ms = max(self._config.window_margin_ms, _WIDE_MARGIN_MS)
+        wide = self._decode(samples, margin_ms, max(self._config.beam_size, _WIDE_BEAM))
+        decoded = min(decoded, wide, key=_doubt)
+        if decoded.window_ms == WINDOW_MS or not _needs_full_window(decoded):
+            return decoded
+        return min(decoded, self._decode(samples, WINDOW_MS, self._config.beam_size), key=_doubt)
+
+    def _decode(self, samples: Samples, margin_ms: int, beam_size: int) -> Decoded:
         """Decode [S]; what is longer than Whisper's 30 s in equal pieces, whose worst figures stand for all."""
         pieces = np.array_split(samples, math.ceil(len(samples) / _PIECE_SAMPLES))
-        decoded = [self._whisper.decode(piece, margin_ms) for piece in pieces]
+        decoded = [self._whisper.decode(piece, margin_ms, beam_size) for piece in pieces]
         return decoded[0] if len(decoded) == 1 else _join(decoded)
 
 
@@ -167,12 +194,12 @@ def _join(parts: Sequence[Decoded]) -> Decoded:
     )
 
 
-def why_not_heard(pcm: Pcm, voiced: float | None, min_level_dbfs: float) -> str | None:
-    """The gates before Whisper: level and voice.
+def why_not_heard(pcm: Pcm, speech: float | None, min_level_dbfs: float) -> str | None:
+    """The gates before Whisper: level and speech.
 
     Args:
         pcm: int16 [S] at 16 kHz.
-        voiced: Share of the utterance that holds a voice; None measures it.
+        speech: Share of the utterance that holds speech; None measures it.
         min_level_dbfs: The loudest 300 ms must reach it; 0 dBFS is a full-scale square wave.
 
     Returns:
@@ -181,9 +208,9 @@ def why_not_heard(pcm: Pcm, voiced: float | None, min_level_dbfs: float) -> str 
     level = level_dbfs(pcm)
     if level < min_level_dbfs:
         return f"too quiet (level {level:.0f} dBFS, at least {min_level_dbfs:.0f})"
-    share = voiced_share(pcm) if voiced is None else voiced
-    if share < _MIN_VOICED:
-        return f"too little voice (in {share:.2f} of the utterance, at least {_MIN_VOICED})"
+    share = speech_share(pcm) if speech is None else speech
+    if share < _MIN_SPEECH:
+        return f"too little speech (in {share:.2f} of the utterance, at least {_MIN_SPEECH})"
     return None
 
 
@@ -195,11 +222,16 @@ def level_dbfs(pcm: Pcm) -> float:
     return 10 * math.log10(loudest / _FULL_SCALE**2) if loudest > 0 else -math.inf
 
 
-def voiced_share(pcm: Pcm) -> float:
-    """Share of the 30 ms frames in which WebRTC's detector hears a voice, 0..1; 0 for less than one frame."""
-    voice = VoiceDetector(_VOICE_AGGRESSIVENESS)
-    firsts = range(0, len(pcm) - FRAME_SAMPLES + 1, FRAME_SAMPLES)
-    return sum(voice(pcm[first : first + FRAME_SAMPLES]) for first in firsts) / max(len(firsts), 1)
+def speech_share(pcm: Pcm) -> float:
+    """Share of the 32 ms chunks of which Silero is sure that they hold speech, 0..1; 0 for less than one chunk."""
+    probabilities = silero.speech_probabilities(pcm)
+    return float(np.mean(probabilities >= _SURE_OF_SPEECH)) if len(probabilities) else 0.0
+
+
+def ends_sentence(text: str) -> bool:
+    """Whether the words end with a full stop, a question or an exclamation mark; dots that trail off do not count."""
+    bare = text.rstrip("\"')]\u201d\u2019 ")
+    return bare.endswith((".", "?", "!", "\u3002", "\uff1f", "\uff01")) and not bare.endswith("..")
 
 
 def why_rejected(decoded: Decoded) -> str | None:
@@ -232,11 +264,14 @@ def _why_loop(decoded: Decoded, max_repeated: int) -> str | None:
     return None
 
 
+def _is_doubtful(decoded: Decoded) -> bool:
+    """True for a decode that loops or is unsure, unless Whisper is certain that nobody spoke."""
+    return decoded.no_speech_prob <= _MAX_NO_SPEECH and _doubt(decoded) > (False, -_SURE_LOGPROB)
+
+
 def _needs_full_window(decoded: Decoded) -> bool:
-    """True for a decode that loops or is unsure, unless nobody spoke: no window helps then."""
-    if decoded.no_speech_prob > _no_speech_limit(decoded):
-        return False
-    return _doubt(decoded) > (False, -_SURE_LOGPROB)
+    """True for what loops or would be rejected."""
+    return _why_loop(decoded, _SURE_REPEATED_WORDS) is not None or why_rejected(decoded) is not None
 
 
 def _doubt(decoded: Decoded) -> tuple[bool, float]:

@@ -19,8 +19,8 @@ from typing import Self
 import numpy as np
 
 from stream.config import CameraConfig
-from stream.frames import FrameRing, shrink
-from stream.items import Change, VideoFrame
+from stream.frames import FrameRing
+from stream.items import Change, Image, VideoFrame
 from stream.opencv import Capture
 from stream.opencv import open_capture as _open
 from telme.errors import SourceError, TelmeStreamError
@@ -98,7 +98,7 @@ class _Reader:
             return
         if self._ring.due(grabbed_ns):
             # Contiguous and RGB: shrink first, so that only 224 x 224 pixels are turned over.
-            image = np.ascontiguousarray(shrink(capture.retrieve())[:, :, ::-1])
+            image = np.ascontiguousarray(self._ring.prepare(capture.retrieve())[:, :, ::-1])
             self._ring.put(VideoFrame(grabbed_ns, image))
         self._meter.tick(grabbed_ns)
         self.newest_ns = grabbed_ns
@@ -131,6 +131,7 @@ class Camera:
         open_capture: How to open the device; None is OpenCV, as `config` says.
         patience: Deadlines.
         on_change: Called when it is lost and when it gives pictures again, in a thread of the camera's.
+        crop: What is cut out of its pictures; None leaves them whole.
 
     Attributes:
         ring: The recent pictures, on time.monotonic_ns.
@@ -148,6 +149,7 @@ class Camera:
         open_capture: Callable[[int | str], Capture] | None = None,
         patience: Patience = Patience(),
         on_change: Callable[[Change], None] = lambda change: None,
+        crop: Callable[[Image], Image] | None = None,
     ) -> None:
         if config.source is None:
             raise SourceError("no camera is named", "an index, a device path or a URL", "give --camera")
@@ -161,7 +163,7 @@ class Camera:
         self._stopping = Event()
         self._stuck: list[Thread] = []
         self._watcher = Thread(target=self._watch, name="camera-watch", daemon=True)
-        self.ring = FrameRing(config.ring_fps)
+        self.ring = FrameRing(config.ring_fps, crop=crop)
         self.reopens = 0
         self.trouble: str | None = None
         self._reader = _Reader(self._source, self.ring, self._meter)

@@ -1,45 +1,45 @@
 """Process 1: sound and pictures in, transcribed utterances out.
 
 source -> vad -> segmenter -> align -> (asr thread) transcribe -> link, which journals and sends.
-The main thread listens; the asr thread transcribes in order; the link thread owns socket and outbox.
+The main thread listens; the asr thread transcribes; the link thread owns socket and outbox.
 """
 
 from __future__ import annotations
 
-import logging
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
-from stream import wire
+from stream import bus, wire
 from stream.align import PcmRing, cut_frames
-from stream.asr import Transcriber, Transcription
+from stream.asr import Transcriber, Transcription, ends_sentence
+from stream.asr_thread import AsrThread, Transcribed
 from stream.clock import SampleClock, ms_to_samples
-from stream.config import AsrConfig, Config
+from stream.config import Config
 from stream.control import Control
 from stream.devices import Devices, Source
 from stream.frames import FrameRing
-from stream.items import AudioBlock, Missing, Pcm, Session, Span, Stalled, Utterance
+from stream.items import SAMPLE_RATE_HZ, AudioBlock, Draft, Interim, Missing, Session, Span, Stalled, Utterance
 from stream.link import CaptureLink
 from stream.machine import clock_id, new_session_id
-from stream.segmenter import Segmenter, Started
-from stream.speakers import Conversation, speakers_for
-from stream.vad import VoiceDetector
-from telme.errors import LinkError, TelmeStreamError, TranscriptionError
-
-_log = logging.getLogger(__name__)
+from stream.segmenter import Hint, Paused, Resumed, Segmenter, Signal, Started
+from stream.speakers import Attribution, Conversation, speakers_for
+from stream.vad import SpeechDetector
+from telme.errors import LinkError
 
 HEARTBEAT_NS = 1_000_000_000
 # The rings keep an utterance of the maximum length, its pre-roll and hangover, and this much more.
 _RING_SLACK_MS = 5_000
-# At the end each utterance has so long to be transcribed, and to be answered; a stop by Ctrl-C has its own deadline.
+# At the end each utterance has so long to be transcribed, and to be answered; a stop by Ctrl-C has its own deadline,
+# and a capture whose supervisor died, and the worker with it, waits for no answer.
 ANSWER_PATIENCE_S = 60.0
 ASR_PATIENCE_S = 30.0
+_INTERIM_SAMPLES = SAMPLE_RATE_HZ  # between two interims of an utterance
+_NOT_OVER = Missing("the utterance is not over")
 
 
 def run(config: Config, session: Session, folder: Path, control: Control) -> None:
@@ -65,11 +65,8 @@ def run(config: Config, session: Session, folder: Path, control: Control) -> Non
             CaptureLink(config.link.utterances, hello, folder / "outbox.sqlite", config.link.max_message_bytes)
         )
         reporter = Reporter(link, hello.session)
-        asr = stack.enter_context(
-            AsrThread(
-                transcriber, config.asr, Sender(link, reporter, hello, conversation), waits=session.file is not None
-            )
-        )
+        sender = Sender(link, reporter, hello, conversation)
+        asr = stack.enter_context(AsrThread(transcriber, config.asr, sender, waits=session.file is not None))
         words = (control, devices.source, conversation)
         threading.Thread(target=_obey, args=words, name="control", daemon=True).start()
         for device in devices.all_are("opened"):
@@ -78,9 +75,10 @@ def run(config: Config, session: Session, folder: Path, control: Control) -> Non
         asr.drain(ASR_PATIENCE_S)
         for device in devices.all_are("ended"):
             reporter(device)
-        if unanswered := link.wait_answered(ANSWER_PATIENCE_S):
+        patience_s = 0.0 if control.orphaned else ANSWER_PATIENCE_S
+        if unanswered := link.wait_answered(patience_s):
             raise LinkError(
-                f"{unanswered} utterances without an answer, none for {ANSWER_PATIENCE_S:.0f} s",
+                f"{unanswered} utterances without an answer, none for {patience_s:.0f} s",
                 "a worker that answers",
                 "see its log, or take a smaller --bundle; with --journal FOLDER they are sent again next time",
             )
@@ -91,46 +89,72 @@ def _obey(control: Control, source: Source, conversation: Conversation) -> None:
     source.stop()
 
 
+class Outlet(Protocol):
+    """stream.link.CaptureLink, as this page needs it."""
+
+    @property
+    def unanswered(self) -> int: ...
+    def send(self, message: wire.Message, media: Sequence[wire.Media] = ()) -> None: ...
+
+
 @dataclass(frozen=True)
 class Reporter:
     """Sends the capture side's events to the bus, by way of the worker."""
 
-    link: CaptureLink
+    link: Outlet
     session: str
 
-    def __call__(self, data: wire.EventData) -> None:
+    def __call__(self, data: bus.EventData) -> None:
         """Report one event, now."""
         self.link.send(wire.make_report(self.session, data, time.time_ns()))
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Channel:
+    """One channel; `seq` and `next_interim` (a sample) are of the utterance in progress."""
+
+    number: int
     segmenter: Segmenter
     pcm: PcmRing
+    seq: int = 0
+    next_interim: int = 0
+
+
+@dataclass(frozen=True)
+class Onward:
+    """Speech goes on: what was drafted on this channel is not the end."""
+
+    channel: int
+
+
+Heard: TypeAlias = Started | Draft | Onward | Interim | Utterance
 
 
 class Ears:
     """Listens to a source: blocks in, finished utterances out, in the order in which their end was decided.
 
     Args:
-        config: Segmenter and camera sections are read.
+        config: Segmenter, recognizer and camera sections are read.
         source: Microphone or file.
         frames: The pictures of the session, or why there are none.
     """
 
     def __init__(self, config: Config, source: Source, frames: FrameRing | Missing) -> None:
         segmenter = config.segmenter
-        keep = ms_to_samples(segmenter.max_ms + segmenter.pre_roll_ms + segmenter.hangover_ms + _RING_SLACK_MS)
+        hangover_ms = max(segmenter.hangover_ms, segmenter.hangover_max_ms)
+        keep = ms_to_samples(segmenter.max_ms + segmenter.pre_roll_ms + hangover_ms + _RING_SLACK_MS)
         self.source = source
+        self.adaptive = segmenter.adaptive
         self._frames = frames
         self._segmenter = segmenter
+        self._interim = config.asr.interim
         self._keep = keep
         self._channels: dict[int, _Channel] = {}
         self._clock = SampleClock(keep)
         self._tolerance_ns = config.camera.stale_ms * 1_000_000
         self._seq = 0
 
-    def hear(self, block: AudioBlock | Stalled) -> Iterator[Started | Utterance]:
+    def hear(self, block: AudioBlock | Stalled) -> Iterator[Heard]:
         """Take a block; yields what it began or ended. A source that stalls ends what is open."""
         if isinstance(block, Stalled):
             yield from self.end()
@@ -140,7 +164,15 @@ class Ears:
         channel = self._channel(block.channel)
         channel.pcm.append(block.first_sample, block.pcm)
         for signal in channel.segmenter.push(block.first_sample, block.pcm):
-            yield signal if isinstance(signal, Started) else self._utterance(signal, block.channel)
+            yield self._heard(signal, channel)
+        if self._interim:
+            yield from self._so_far(channel)
+
+    def take(self, draft: Draft, said: Transcription) -> None:
+        """Learn what a draft says: with the adaptive hangover its words tell whether the utterance is over."""
+        if self.adaptive and said.rejected is None:
+            hint = Hint(draft.span.voiced_end, ends_sentence(said.text))
+            self._channels[draft.channel].segmenter.take(hint)
 
     def session_ns(self, sample: int) -> int:
         """Session time of a recent sample, by the system's clock."""
@@ -156,30 +188,48 @@ class Ears:
     def end(self) -> Iterator[Utterance]:
         """The source ended or stalled: close what is open."""
         spans = [
-            (signal, number)
-            for number, channel in self._channels.items()
+            (signal, channel)
+            for channel in self._channels.values()
             for signal in channel.segmenter.flush()
             if isinstance(signal, Span)
         ]
-        for span, number in sorted(spans, key=lambda found: found[0].voiced_end):
-            yield self._utterance(span, number)
+        for span, channel in sorted(spans, key=lambda found: found[0].voiced_end):
+            yield self._utterance(span, channel, whole=True)
 
     def _channel(self, number: int) -> _Channel:
         if number not in self._channels:
-            detector = VoiceDetector(self._segmenter.aggressiveness)
-            self._channels[number] = _Channel(Segmenter(self._segmenter, detector), PcmRing(self._keep))
+            detector = SpeechDetector(self._segmenter.aggressiveness)
+            self._channels[number] = _Channel(number, Segmenter(self._segmenter, detector), PcmRing(self._keep))
         return self._channels[number]
 
-    def _utterance(self, span: Span, channel: int) -> Utterance:
-        seq, self._seq = self._seq, self._seq + 1
-        frames = self._frames
+    def _heard(self, signal: Signal, channel: _Channel) -> Heard:
+        match signal:
+            case Started():
+                channel.seq, self._seq = self._seq, self._seq + 1
+                channel.next_interim = signal.start + _INTERIM_SAMPLES
+                return signal
+            case Paused(span):
+                return Draft(channel.number, span, channel.pcm.cut(span.start, span.end))
+            case Resumed():
+                return Onward(channel.number)
+            case Span():
+                return self._utterance(signal, channel, whole=True)
+
+    def _so_far(self, channel: _Channel) -> Iterator[Interim]:
+        span = channel.segmenter.so_far()
+        if span is not None and span.end >= channel.next_interim:
+            channel.next_interim = span.end + _INTERIM_SAMPLES
+            yield Interim(self._utterance(span, channel, whole=False))
+
+    def _utterance(self, span: Span, channel: _Channel, whole: bool) -> Utterance:
+        frames = self._frames if whole else _NOT_OVER
         return Utterance(
-            seq=seq,
-            channel=channel,
+            seq=channel.seq,
+            channel=channel.number,
             span=span,
             start_ns=self._clock.session_ns(span.voiced_start),
             end_ns=self._clock.session_ns(span.voiced_end),
-            pcm=self._channels[channel].pcm.cut(span.start, span.end),
+            pcm=channel.pcm.cut(span.start, span.end),
             frames=frames if isinstance(frames, Missing) else cut_frames(span, self._clock, frames, self._tolerance_ns),
             heard_ns=self._clock.heard_ns(span.voiced_end),
             decided_ns=time.monotonic_ns(),
@@ -194,6 +244,10 @@ def listen(ears: Ears, report: Reporter, asr: AsrThread, devices: Devices) -> No
             report(change)
         for heard in ears.hear(block):
             _announce(heard, ears, report, asr)
+        if ears.adaptive and not devices.in_real_time:
+            asr.settle()  # so that where an utterance ends does not depend on how fast the recognizer is
+        for draft, said in asr.tried():
+            ears.take(draft, said)
         if time.monotonic_ns() >= beat_ns:
             beat_ns = time.monotonic_ns() + HEARTBEAT_NS
             report(_status(ears, asr, devices, report.link))
@@ -201,156 +255,70 @@ def listen(ears: Ears, report: Reporter, asr: AsrThread, devices: Devices) -> No
         _announce(heard, ears, report, asr)
 
 
-def _announce(heard: Started | Utterance, ears: Ears, report: Reporter, asr: AsrThread) -> None:
-    if isinstance(heard, Started):
-        report(wire.SpeechStarted(ears.session_ns(heard.start)))
-        return
-    report(wire.SpeechEnded(heard.seq, heard.start_ns, heard.end_ns, heard.span.forced))
-    asr.submit(heard)
+def _announce(heard: Heard, ears: Ears, report: Reporter, asr: AsrThread) -> None:
+    match heard:
+        case Started():
+            report(bus.SpeechStarted(ears.session_ns(heard.start)))
+        case Draft():
+            asr.try_out(heard)
+        case Onward(channel):
+            asr.withdraw(channel)
+        case Interim():
+            asr.guess(heard, worker_busy=report.link.unanswered > 0)
+        case Utterance():
+            report(bus.SpeechEnded(heard.seq, heard.start_ns, heard.end_ns, heard.span.forced))
+            asr.submit(heard)
 
 
-def _status(ears: Ears, asr: AsrThread, devices: Devices, link: CaptureLink) -> wire.Status:
-    counters = devices.counters() | ears.counters()
-    return wire.Status("capture", "running", {"asr": asr.waiting, "unanswered": link.unanswered}, counters)
+def _status(ears: Ears, asr: AsrThread, devices: Devices, link: Outlet) -> bus.Status:
+    lag = {"asr_lag_ms": asr.lag_ms(time.monotonic_ns())}
+    counters = devices.counters() | ears.counters() | asr.counters | lag
+    return bus.Status("capture", "running", {"asr": asr.waiting, "unanswered": link.unanswered}, counters)
 
 
 @dataclass(frozen=True)
 class Sender:
     """Turns transcribed utterances into messages."""
 
-    link: CaptureLink
+    link: Outlet
     report: Reporter
     hello: wire.Hello
     conversation: Conversation
 
-    def __call__(self, utterance: Utterance, said: Transcription, started_ns: int) -> None:
+    def utterance(self, utterance: Utterance, transcribed: Transcribed) -> None:
         """Send an utterance, or report that it was rejected."""
-        if said.rejected is not None:
-            self.report(wire.Rejected(utterance.seq, said.rejected))
+        if transcribed.said.rejected is not None:
+            self.report(bus.Rejected(utterance.seq, transcribed.said.rejected))
             return
-        whose = self.conversation.attribute(utterance)
+        spoken = self._spoken(utterance, transcribed, self.conversation.attribute(utterance))
         frames = utterance.frames
         video = wire.Absent(frames.reason) if isinstance(frames, Missing) else frames
-        message = wire.Utterance(
-            protocol=wire.PROTOCOL,
-            session=self.hello.session,
-            seq=utterance.seq,
-            speaker=whose.speaker.id,
-            speaker_certain=whose.speaker.certain,
-            dialogue=whose.dialogue,
-            text=said.text,
-            start_ns=utterance.start_ns,
-            end_ns=utterance.end_ns,
-            started_wall_ns=self.hello.started_wall_ns,
-            clock_id=clock_id(),
-            heard_ns=utterance.heard_ns,
-            decided_ns=utterance.decided_ns,
-            asr_started_ns=started_ns,
-            asr_ended_ns=time.monotonic_ns(),
-            audio=wire.describe(utterance.pcm),
-            video=wire.describe(video),
-        )
+        message = wire.Utterance(**spoken, audio=wire.describe(utterance.pcm), video=wire.describe(video))
         self.link.send(message, (utterance.pcm, video))
 
+    def interim(self, interim: Interim, transcribed: Transcribed) -> None:
+        """Send a guess; words that are not believed are none."""
+        if transcribed.said.rejected is None:
+            whose = self.conversation.guess(interim.so_far)
+            self.link.send(wire.Interim(**self._spoken(interim.so_far, transcribed, whose)))
 
-class Transcribes(Protocol):
-    """stream.asr.Transcriber, as the thread needs it."""
-
-    def transcribe(self, pcm: Pcm) -> Transcription: ...
-
-
-Sends: TypeAlias = Callable[[Utterance, Transcription, int], None]
-
-
-class AsrThread:
-    """Transcribes utterances one after another, in order, in a thread of its own.
-
-    The queue is bounded. A file waits for room; a live source does not wait: what finds no room is rejected aloud.
-
-    Args:
-        transcriber: Used in the thread only.
-        config: Gives the queue's length.
-        send: Takes each result.
-        waits: True for a file.
-    """
-
-    def __init__(self, transcriber: Transcribes, config: AsrConfig, send: Sends, waits: bool) -> None:
-        self._transcriber = transcriber
-        self._send = send
-        self._waits = waits
-        self._queue: queue.Queue[Utterance | None] = queue.Queue(config.queue_utterances)
-        self._abandoned = threading.Event()
-        self._failure: TelmeStreamError | None = None
-        self._done = 0
-        self._thread = threading.Thread(target=self._main, name="asr", daemon=True)
-
-    def __enter__(self) -> AsrThread:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._abandoned.set()
-
-    @property
-    def waiting(self) -> int:
-        """Utterances in the queue."""
-        return self._queue.qsize()
-
-    def submit(self, utterance: Utterance) -> None:
-        """Queue an utterance.
-
-        Raises:
-            TelmeStreamError: What ended the thread.
-        """
-        if self._failure is not None:
-            raise self._failure
-        if self._waits:
-            self._queue.put(utterance)
-            return
-        try:
-            self._queue.put_nowait(utterance)
-        except queue.Full:
-            reason = f"the recognizer is {self._queue.maxsize} utterances behind; a smaller --asr-model is faster"
-            self._send(utterance, Transcription("", reason), 0)
-
-    def drain(self, patience_s: float) -> None:
-        """Wait until all is transcribed.
-
-        Args:
-            patience_s: How long one utterance may take.
-
-        Raises:
-            TelmeStreamError: What ended the thread, or that it hangs.
-        """
-        with suppress(queue.Full):
-            self._queue.put(None, timeout=patience_s)
-        before = -1
-        while self._thread.is_alive() and before != self._done:
-            before = self._done
-            self._thread.join(patience_s)
-        if self._failure is not None:
-            raise self._failure
-        if self._thread.is_alive():
-            raise TranscriptionError(
-                f"the recognizer was silent for {patience_s:.0f} s and {self.waiting} utterances are lost",
-                "a transcript in that time",
-                "use a smaller --asr-model",
-            )
-
-    def _main(self) -> None:
-        try:
-            while not self._abandoned.is_set() and (utterance := self._queue.get()) is not None:
-                started_ns = time.monotonic_ns()
-                self._send(utterance, self._transcribe(utterance), started_ns)
-                self._done += 1
-        except TelmeStreamError as error:
-            self._failure = error
-            with suppress(queue.Empty):  # whoever waits for room must not wait for ever
-                while True:
-                    self._queue.get_nowait()
-
-    def _transcribe(self, utterance: Utterance) -> Transcription:
-        try:
-            return self._transcriber.transcribe(utterance.pcm)
-        except TranscriptionError as error:
-            return Transcription("", str(error))
+    def _spoken(self, utterance: Utterance, transcribed: Transcribed, whose: Attribution) -> dict[str, Any]:
+        """The fields of wire.Spoken."""
+        return {
+            "protocol": wire.PROTOCOL,
+            "session": self.hello.session,
+            "seq": utterance.seq,
+            "speaker": whose.speaker.id,
+            "speaker_certain": whose.speaker.certain,
+            "dialogue": whose.dialogue,
+            "text": transcribed.said.text,
+            "start_ns": utterance.start_ns,
+            "end_ns": utterance.end_ns,
+            "started_wall_ns": self.hello.started_wall_ns,
+            "clock_id": clock_id(),
+            "heard_ns": utterance.heard_ns,
+            "decided_ns": utterance.decided_ns,
+            "asr_started_ns": transcribed.started_ns,
+            "asr_ended_ns": time.monotonic_ns(),
+            "asr_hidden_ns": transcribed.hidden_ns,
+        }

@@ -12,15 +12,16 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from stream.app import INTERRUPTED, run_all, run_capture, run_worker
+from stream.app import run_all, run_capture, run_worker
 from stream.client import subscribe
-from stream.config import Config, load_config
+from stream.config import Backend, Config, Crop, Precision, SpeakersMode, load_config
 from stream.doctor import devices_report, doctor_report
+from stream.engines_cli import app as engines_app
 from stream.items import Session
 from stream.models_cli import app as models_app
 from stream.processes import set_up_logging
-from stream.sinks import make_sink
-from telme.errors import SourceError, TelmeStreamError, UsageError
+from stream.sinks import SinkName, make_sink
+from telme.errors import INTERRUPTED, SourceError, TelmeStreamError, UsageError
 
 app = typer.Typer(
     add_completion=False,
@@ -29,25 +30,38 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(models_app, name="models")
+app.add_typer(engines_app, name="engines")
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file; see README, Configuration.")]
 MicOption = Annotated[str | None, typer.Option("--mic", help="Microphone, by index, name or part of a name.")]
+MicChannelsOption = Annotated[int | None, typer.Option("--mic-channels", help="Inputs of it to hear apart.")]
 CameraOption = Annotated[str | None, typer.Option("--camera", help="Camera, by index, path or URL.")]
 CameraSizeOption = Annotated[str | None, typer.Option("--camera-size", help="Pixels to ask for: WIDTHxHEIGHT.")]
 CameraFpsOption = Annotated[int | None, typer.Option("--camera-fps", help="Pictures per second to ask for.")]
+CropOption = Annotated[Crop | None, typer.Option("--camera-crop", help="face: the largest face alone.")]
 NoCameraOption = Annotated[bool, typer.Option("--no-camera", help="Use no pictures.")]
 InputOption = Annotated[Path | None, typer.Option("--input", help="Replay a sound or video file instead.")]
 FastOption = Annotated[bool, typer.Option("--fast", help="Replay as fast as it goes.")]
 AsrOption = Annotated[str | None, typer.Option("--asr-model", help="Whisper: offline, a folder, name or hub id.")]
-SpeakersOption = Annotated[
-    str | None, typer.Option("--speakers", help="Who spoke: single, channel (of a file) or cluster (by voice).")
+AdaptiveOption = Annotated[
+    bool | None,
+    typer.Option("--adaptive/--no-adaptive", help="End an utterance sooner or later as its words are a sentence."),
 ]
-BundleOption = Annotated[str | None, typer.Option("--bundle", help="TelME model: compact, or a folder.")]
-UtterancesOption = Annotated[str | None, typer.Option("--utterances-address", help="For instance tcp://HOST:5555.")]
+InterimOption = Annotated[
+    bool | None, typer.Option("--interim", help="Each second a guess at what is being said (final: false).")
+]
+SpeakersOption = Annotated[
+    SpeakersMode | None, typer.Option("--speakers", help="Who spoke: one for all, one a channel, or told by voice.")
+]
+BundleOption = Annotated[str | None, typer.Option("--bundle", help="TelME model: compact, a folder or a hub id.")]
+BackendOption = Annotated[Backend | None, typer.Option("--backend", help="What runs it.")]
+PrecisionOption = Annotated[Precision | None, typer.Option("--precision", help="Of what runs it.")]
+_LINK_HELP = "Where utterances go from capture to worker."
+UtterancesOption = Annotated[str | None, typer.Option("--utterances-address", help=f"{_LINK_HELP} Default: private.")]
 EventsAddressOption = Annotated[str | None, typer.Option("--events-address", help="Default tcp://127.0.0.1:5556.")]
 JournalOption = Annotated[str | None, typer.Option("--journal", help="Keep utterances and events in this folder.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Log everything; errors with their traceback.")]
-EventsOption = Annotated[str, typer.Option("--events", help="What goes to standard output: console or jsonl.")]
+EventsOption = Annotated[SinkName, typer.Option("--events", help="What goes to standard output.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -56,14 +70,20 @@ def live(
     camera: CameraOption = None,
     camera_size: CameraSizeOption = None,
     camera_fps: CameraFpsOption = None,
+    camera_crop: CropOption = None,
     no_camera: NoCameraOption = False,
     mic: MicOption = None,
+    mic_channels: MicChannelsOption = None,
     input_file: InputOption = None,
     fast: FastOption = False,
     events: EventsOption = "console",
     asr_model: AsrOption = None,
+    adaptive: AdaptiveOption = None,
+    interim: InterimOption = None,
     speakers: SpeakersOption = None,
     bundle: BundleOption = None,
+    backend: BackendOption = None,
+    precision: PrecisionOption = None,
     utterances_address: UtterancesOption = None,
     events_address: EventsAddressOption = None,
     journal: JournalOption = None,
@@ -79,11 +99,12 @@ def live(
         return
     config = _config(
         config_file,
-        mic={"device": mic},
-        camera={"source": camera, "size": camera_size, "fps": camera_fps},
-        asr={"model": asr_model},
+        mic={"device": mic, "channels": mic_channels},
+        camera={"source": camera, "size": camera_size, "fps": camera_fps, "crop": camera_crop},
+        segmenter={"adaptive": adaptive},
+        asr={"model": asr_model, "interim": interim},
         speakers={"mode": speakers},
-        worker={"bundle": bundle},
+        worker={"bundle": bundle, "backend": backend, "precision": precision},
         link={"utterances": utterances_address, "events": events_address},
         journal={"folder": journal},
     )
@@ -94,9 +115,11 @@ def live(
 
 @app.command()
 def worker(
-    utterances_address: Annotated[str, typer.Option("--utterances-address")] = "tcp://127.0.0.1:5555",
+    utterances_address: Annotated[str, typer.Option("--utterances-address", help=_LINK_HELP)] = "tcp://127.0.0.1:5555",
     events_address: EventsAddressOption = None,
     bundle: BundleOption = None,
+    backend: BackendOption = None,
+    precision: PrecisionOption = None,
     journal: JournalOption = None,
     config_file: ConfigOption = None,
     debug: DebugOption = False,
@@ -104,7 +127,7 @@ def worker(
     """Run the worker alone, for capture processes elsewhere. Bind to a private network only: nothing is encrypted."""
     config = _config(
         config_file,
-        worker={"bundle": bundle},
+        worker={"bundle": bundle, "backend": backend, "precision": precision},
         link={"utterances": utterances_address, "events": events_address},
         journal={"folder": journal},
     )
@@ -114,15 +137,19 @@ def worker(
 
 @app.command()
 def capture(
-    utterances_address: Annotated[str, typer.Option("--utterances-address")] = "tcp://127.0.0.1:5555",
+    utterances_address: Annotated[str, typer.Option("--utterances-address", help=_LINK_HELP)] = "tcp://127.0.0.1:5555",
     camera: CameraOption = None,
     camera_size: CameraSizeOption = None,
     camera_fps: CameraFpsOption = None,
+    camera_crop: CropOption = None,
     no_camera: NoCameraOption = False,
     mic: MicOption = None,
+    mic_channels: MicChannelsOption = None,
     input_file: InputOption = None,
     fast: FastOption = False,
     asr_model: AsrOption = None,
+    adaptive: AdaptiveOption = None,
+    interim: InterimOption = None,
     speakers: SpeakersOption = None,
     journal: JournalOption = None,
     config_file: ConfigOption = None,
@@ -131,9 +158,10 @@ def capture(
     """Run the capture process alone, against a worker elsewhere."""
     config = _config(
         config_file,
-        mic={"device": mic},
-        camera={"source": camera, "size": camera_size, "fps": camera_fps},
-        asr={"model": asr_model},
+        mic={"device": mic, "channels": mic_channels},
+        camera={"source": camera, "size": camera_size, "fps": camera_fps, "crop": camera_crop},
+        segmenter={"adaptive": adaptive},
+        asr={"model": asr_model, "interim": interim},
         speakers={"mode": speakers},
         link={"utterances": utterances_address},
         journal={"folder": journal},
@@ -175,9 +203,11 @@ def _config(file: Path | None, **flags: dict[str, Any]) -> Config:
 
 
 def _session(config: Config, file: Path | None, fast: bool, no_camera: bool) -> Session:
-    if config.speakers.mode == "channel" and file is None:
+    if config.speakers.mode == "channel" and file is None and config.mic.channels == 1:
         raise UsageError(
-            "--speakers channel with a microphone, whose channels are mixed", "--input FILE", "use --speakers cluster"
+            "--speakers channel with one channel of a microphone",
+            "--mic-channels 2 or more, or --input FILE",
+            "use --speakers cluster to tell voices of one channel apart",
         )
     if fast and file is None:
         raise UsageError("--fast without --input", "a file to replay", "add --input FILE")
@@ -194,7 +224,7 @@ def main(arguments: list[str] | None = None) -> None:
     except TelmeStreamError as error:
         code = _complain(str(error), error.exit_code, given)
     except TyperException as error:
-        code = _complain(f"{error.format_message()} Expected what telme-stream --help lists.", 2, given)
+        code = _complain(f"{error.format_message().rstrip('.')}; expected what telme-stream --help lists", 2, given)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     sys.exit(code or 0)
@@ -205,7 +235,3 @@ def _complain(message: str, code: int, given: list[str]) -> int:
         traceback.print_exc()
     sys.stderr.write(f"telme-stream: error: {message}\n")
     return code
-
-
-if __name__ == "__main__":
-    main()

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
+from stream.bus import EVENT_DATA, Event
 from stream.link import Subscriber
-from stream.wire import EVENT_DATA, Event
 from telme.errors import UsageError
 
 _POLL_MS = 500
@@ -43,7 +43,7 @@ def subscribe(address: str, types: Sequence[str] = ()) -> Generator[Event, None,
             if received is None:
                 continue
             event = received[0]
-            if event.type != "status":
+            if event.is_stored():
                 seq, time = last.get(event.source, (0, ""))
                 # A worker that began a new journal counts from 1 again, but its events are later.
                 if event.seq <= seq and event.time <= time:

@@ -1,4 +1,7 @@
-"""The line between the supervisor and a child process: ready, go, dialogue, stop, failed. Ends when either end dies."""
+"""The line between the supervisor and a child process: preparing, ready, go, dialogue, stop, failed.
+
+It ends when either end dies.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,11 @@ from telme.errors import ProcessError
 class Word(Struct, frozen=True, forbid_unknown_fields=True):
     """What one end says to the other.
 
-    "dialogue": a new one begins. `facts`: for "ready" addresses and names; for "failed" the error.
+    "preparing": the start takes long, and goes on. "dialogue": a new one begins. `facts`: for "ready" addresses and
+    names; for "failed" the error.
     """
 
-    kind: Literal["ready", "go", "dialogue", "stop", "failed"]
+    kind: Literal["preparing", "ready", "go", "dialogue", "stop", "failed"]
     facts: dict[str, str]
 
 
@@ -33,17 +37,26 @@ def hear(connection: Connection) -> Word:
 
 
 class Control:
-    """The child's end."""
+    """The child's end.
+
+    Attributes:
+        orphaned: The supervisor is gone.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._go = False
         self._stop = False
         self._dialogues = 0
+        self.orphaned = False
 
     def fileno(self) -> int:
         """For a poller."""
         return self._connection.fileno()
+
+    def preparing(self) -> None:
+        """Tell the supervisor that the start goes on, so that it waits longer: engines may take minutes to compile."""
+        self._send(Word("preparing", {}))
 
     def ready(self, facts: dict[str, str]) -> None:
         """Tell the supervisor that this process can work."""
@@ -89,7 +102,7 @@ class Control:
                 return False
             word = hear(self._connection)
         except (EOFError, OSError):
-            self._stop = True
+            self._stop = self.orphaned = True
             return True
         self._go = self._go or word.kind == "go"
         self._stop = self._stop or word.kind == "stop"

@@ -8,13 +8,14 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
+from stream.bus import Device, DeviceKind
 from stream.camera import Camera
 from stream.config import Config
+from stream.faces import FaceCrop, crop_for
 from stream.frames import FrameRing
 from stream.items import AudioBlock, Change, Missing, Session, Stalled
 from stream.mic import Microphone
 from stream.replay import FileReplay
-from stream.wire import Device, DeviceKind
 
 
 class Source(Protocol):
@@ -52,11 +53,17 @@ class Devices:
         self._changes: queue.SimpleQueue[Device] = queue.SimpleQueue()
         self._microphone: Microphone | None = None
         self._camera: Camera | None = None
+        self._faces: FaceCrop | None = None
+
+    @property
+    def in_real_time(self) -> bool:
+        """False for a file that is read as fast as it goes, and waits while nobody takes its sound."""
+        return not self._session.fast
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             if self._session.file is not None:
-                pictures = FrameRing(self._config.camera.ring_fps) if self._session.pictures else _off()
+                pictures = self._ring() if self._session.pictures else _off()
                 splits = self._config.speakers.mode == "channel"
                 replay = stack.enter_context(
                     FileReplay(self._session.file, self._session.fast, pictures, splits=splits)
@@ -96,14 +103,21 @@ class Devices:
             counters |= {"camera_fps": round(self._camera.fps), "camera_drops": self._camera.ring.drops}
             if self._camera.age_ms is not None:
                 counters["camera_age_ms"] = self._camera.age_ms
+        if self._faces is not None:
+            counters["pictures_without_face"] = self._faces.without_face
         return {name: int(count) for name, count in counters.items()}
+
+    def _ring(self) -> FrameRing:
+        self._faces = crop_for(self._config.camera)
+        return FrameRing(self._config.camera.ring_fps, crop=self._faces)
 
     def _open_camera(self, stack: ExitStack) -> FrameRing | Missing:
         if not self._session.pictures:
             return _off()
         if self._config.camera.source is None:
             return Missing("no camera was asked for (--camera)")
-        self._camera = stack.enter_context(Camera(self._config.camera, on_change=self._on_camera))
+        self._faces = crop_for(self._config.camera)
+        self._camera = stack.enter_context(Camera(self._config.camera, on_change=self._on_camera, crop=self._faces))
         return self._camera.ring
 
     def _on_microphone(self, change: Change) -> None:

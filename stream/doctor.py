@@ -9,15 +9,19 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from stream.config import Config
+from stream.machine import stop_telemetry
 from stream.opencv import list_cameras
 from stream.portaudio import list_microphones
-from telme.errors import TelmeStreamError
+from telme.errors import MissingDependency, TelmeStreamError
 
 _PACKAGES = {  # distribution -> module and what an import that fails asks for
     "torch": ("torch", "pip install -c constraints.txt '.[worker]'"),
     "transformers": ("transformers", "pip install -c constraints.txt '.[worker]'"),
+    "onnx": ("onnx", "pip install -c constraints.txt '.[worker]'"),
+    "onnxruntime": ("onnxruntime", "pip install -c constraints.txt '.[worker]'"),
     "faster-whisper": ("faster_whisper", "pip install -c constraints.txt '.[capture]'"),
     "ctranslate2": ("ctranslate2", "pip install -c constraints.txt '.[capture]'"),
     "webrtcvad-wheels": ("webrtcvad", "pip install -c constraints.txt '.[capture]'"),
@@ -27,6 +31,7 @@ _PACKAGES = {  # distribution -> module and what an import that fails asks for
     "opencv-python": ("cv2", "apt-get install libgl1 libglib2.0-0"),
     "sounddevice": ("sounddevice", "apt-get install libportaudio2"),
 }
+_NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _LEAST_FREE_BYTES = 500_000_000
 
 
@@ -62,13 +67,16 @@ def devices_report() -> str:
 
 def doctor_report(config: Config) -> tuple[str, bool]:
     """The report, and whether nothing that telme-stream needs is wrong."""
+    stop_telemetry()
     findings = [Finding("python", f"{platform.python_version()} on {platform.platform()}"), *_packages()]
     findings += [
         _checked("microphones", _microphones),
         _checked("cameras", _cameras),
         _checked("speech recognizer", lambda: _recognizer(config)),
         _checked("model", lambda: _model(config)),
-        _checked("backend", _backend),
+        _checked("CUDA", _cuda),
+        _checked("TensorRT", _tensorrt),
+        _checked("backend", lambda: _backend(config)),
         _disk(),
     ]
     lines = []
@@ -122,12 +130,43 @@ def _model(config: Config) -> str:
     return f"{bundle.model_id}, labels {', '.join(bundle.config.label_set.names)}"
 
 
-def _backend() -> str:
+def _cuda() -> str:
     import torch
 
     if torch.cuda.is_available():
-        return f"torch-cuda on {torch.cuda.get_device_name()}"
-    return f"torch-cpu, {torch.get_num_threads()} threads (no CUDA device)"
+        free, whole = torch.cuda.mem_get_info()
+        major, minor = torch.cuda.get_device_capability()
+        memory = f"{free / 1e9:.1f} of {whole / 1e9:.1f} GB free"
+        return f"{torch.version.cuda} on {torch.cuda.get_device_name()}, compute capability {major}.{minor}, {memory}"
+    if _NVIDIA_DRIVER.exists():
+        raise MissingDependency(
+            f"an NVIDIA driver, and torch {torch.__version__} that sees no GPU",
+            "torch for CUDA and a driver new enough for it",
+            "pip install torch as pytorch.org says for this driver, or update the driver",
+        )
+    return "no NVIDIA driver, so no GPU; the processor does it"
+
+
+def _tensorrt() -> str:
+    from engines.build import NO_GPU, gpu_name, installed, toolkit
+
+    if not installed():
+        return "not installed; only --backend tensorrt needs it (README, Engines)"
+    found = toolkit()
+    if gpu_name() == NO_GPU:
+        return f"{found.name} {found.version}, compiles plans here, but runs them on a GPU only"
+    from engines.tensorrt import check_runs_here
+
+    check_runs_here(found)
+    return f"{found.name} {found.version}, runs on the GPU"
+
+
+def _backend(config: Config) -> str:
+    from engines.predictor import choices
+
+    first, *others = choices(config.worker.backend, config.worker.precision)
+    fallback = "".join(f", else {choice.backend}" for choice in others)
+    return f"{first.backend} in {first.precision} ({first.why}){fallback}"
 
 
 def _disk() -> Finding:

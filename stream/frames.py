@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import Lock
 
 import numpy as np
@@ -25,10 +25,7 @@ def shrink(image: Image) -> Image:
     Raises:
         SourceError: The picture has another shape or type.
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-        raise SourceError(
-            f"a picture {image.dtype} {list(image.shape)}", "uint8 [height, width, 3]", "choose another camera mode"
-        )
+    check_picture(image)
     height, width = image.shape[:2]
     short = min(height, width)
     size = (FRAME_SIDE_PX * width // short, FRAME_SIDE_PX * height // short)
@@ -37,18 +34,32 @@ def shrink(image: Image) -> Image:
     return np.asarray(resized.crop((left, top, left + FRAME_SIDE_PX, top + FRAME_SIDE_PX)))
 
 
+def check_picture(image: Image) -> None:
+    """Refuse what is not a colour picture.
+
+    Raises:
+        SourceError: The picture has another shape or type.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise SourceError(
+            f"a picture {image.dtype} {list(image.shape)}", "uint8 [height, width, 3]", "choose another camera mode"
+        )
+
+
 class FrameRing:
     """Recent pictures by time. Thread-safe; memory is bounded by age and by number (150 kB a picture).
 
     Args:
         fps: Most pictures kept per second; `due` says which.
         keep_ms: A picture older than this against the newest one is forgotten.
+        crop: What is cut out of a picture before it is shrunk; None is the whole picture.
 
     Attributes:
         drops: Pictures pushed out by number while young enough to be asked for. Growing old is no drop.
     """
 
-    def __init__(self, fps: int = 10, keep_ms: int = 25_000) -> None:
+    def __init__(self, fps: int = 10, keep_ms: int = 25_000, crop: Callable[[Image], Image] | None = None) -> None:
+        self._crop = crop
         self._fps = fps
         self._keep_ns = keep_ms * _NS_PER_MS
         self._max_frames = fps * keep_ms // 1000 + 1
@@ -57,6 +68,15 @@ class FrameRing:
         self._frames: list[VideoFrame] = []
         self._origin_ns: int | None = None
         self.drops = 0
+
+    def prepare(self, image: Image) -> Image:
+        """A device's picture as this ring keeps them: cut out and shrunk, uint8 [224, 224, 3], channels as they were.
+
+        Raises:
+            SourceError: It is no colour picture.
+        """
+        check_picture(image)
+        return shrink(image if self._crop is None else self._crop(image))
 
     def due(self, captured_ns: int) -> bool:
         """Whether a picture of this time belongs in the ring: the first in each 1/fps s, counted from the first put.

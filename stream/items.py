@@ -124,3 +124,29 @@ class Utterance:
     frames: NDArray[np.uint8] | Missing
     heard_ns: int
     decided_ns: int
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An utterance as it would be if the silence that has begun were its end; speech may still go on.
+
+    Attributes:
+        channel: The channel of the source it is heard on, from 0.
+        span: Where it would lie in the session.
+        pcm: int16 [S], the span's samples.
+    """
+
+    channel: int
+    span: Span
+    pcm: Pcm
+
+
+@dataclass(frozen=True)
+class Interim:
+    """An utterance that is not over, as far as it was heard.
+
+    Attributes:
+        so_far: Its sound from the pre-roll to now, without pictures; `heard_ns` and `decided_ns` are of now.
+    """
+
+    so_far: Utterance

@@ -32,6 +32,8 @@ class _Store:
                 # WAL with NORMAL survives the death of the process at any instant.
                 self._database.execute("PRAGMA journal_mode=WAL")
                 self._database.execute("PRAGMA synchronous=NORMAL")
+                # In KiB. By default 2 MB, which fill within an hour of speech as the file grows.
+                self._database.execute("PRAGMA cache_size=-256")
                 self._database.executescript(self._SCHEMA)
             except sqlite3.Error:
                 self._database.close()
@@ -125,7 +127,8 @@ class EventStore(_Store):
     _SCHEMA = """CREATE TABLE IF NOT EXISTS event (
         seq INTEGER PRIMARY KEY, session TEXT NOT NULL, type TEXT NOT NULL, utterance INTEGER,
         speaker TEXT, text TEXT, dialogue INTEGER, json BLOB NOT NULL, published INTEGER NOT NULL DEFAULT 0);
-        CREATE UNIQUE INDEX IF NOT EXISTS answer ON event (session, utterance) WHERE utterance IS NOT NULL"""
+        CREATE UNIQUE INDEX IF NOT EXISTS answer ON event (session, utterance) WHERE utterance IS NOT NULL;
+        CREATE INDEX IF NOT EXISTS unpublished ON event (seq) WHERE published = 0"""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -139,7 +142,7 @@ class EventStore(_Store):
         try:
             yield
             self._rows("COMMIT")
-        except BaseException:
+        except BaseException:  # whatever it is, a Ctrl-C too: it goes on up once nothing half is left
             self.last_seq = before
             if self._database.in_transaction:  # SQLite ends it by itself when the disk is full
                 self._rows("ROLLBACK")
@@ -174,11 +177,11 @@ class EventStore(_Store):
         return StoredEvent(seq, event_type, session, json)
 
     def mark_published(self, seq: int) -> None:
-        """Note that an event went over the bus."""
-        self._rows("UPDATE event SET published = 1 WHERE seq = ?", (seq,))
+        """Note that all events up to this one went over the bus."""
+        self._rows("UPDATE event SET published = 1 WHERE published = 0 AND seq <= ?", (seq,))
 
     def unpublished(self) -> list[StoredEvent]:
-        """Events that a worker stored and died before publishing, in order."""
+        """Events that a worker stored, and died before it was certain that they had left it, in order."""
         rows = self._rows("SELECT seq, type, session, json FROM event WHERE published = 0 ORDER BY seq")
         return [StoredEvent(seq, event_type, session, json) for seq, event_type, session, json in rows]
 
@@ -188,9 +191,9 @@ class EventStore(_Store):
         return bool(found)
 
     def turns(self, session: str, dialogue: int, limit: int) -> list[StoredTurn]:
-        """The last turns of one dialogue of a session, oldest first."""
+        """The last turns of one dialogue of a session, in the order in which they were answered."""
         rows = self._rows(
-            "SELECT speaker, text FROM event WHERE session = ? AND dialogue = ? ORDER BY utterance DESC LIMIT ?",
+            "SELECT speaker, text FROM event WHERE session = ? AND dialogue = ? ORDER BY seq DESC LIMIT ?",
             (session, dialogue, limit),
         )
         return [StoredTurn(speaker, text, dialogue) for speaker, text in reversed(rows)]

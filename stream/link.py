@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,21 +22,10 @@ from typing import Any, Self
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from stream.bus import TOPIC_ROOT, Event, read_event, topic
+from stream.flight import Flight
 from stream.journal import Outbox
-from stream.wire import (
-    TOPIC_ROOT,
-    Ack,
-    Event,
-    Frame,
-    Hello,
-    Media,
-    Message,
-    Utterance,
-    decode,
-    encode,
-    read_event,
-    topic,
-)
+from stream.wire import Ack, Frame, Hello, Media, Message, Utterance, decode, encode
 from telme.errors import LinkError, TelmeStreamError, WireError
 
 _log = logging.getLogger(__name__)
@@ -49,8 +38,6 @@ _GREETING_DEADLINE_S = 5.0
 # A peer whose machine lost its power or network is noticed within twice this.
 _HEARTBEAT_MS = 5000
 _POLL_MS = 500
-# Utterances on their way at a time; the others wait in the outbox, so that a slow worker fills no memory.
-_WINDOW = 16
 # Reports kept for a worker that is away; older ones are dropped, utterances never.
 _MAX_REPORTS_HELD = 1000
 _MAX_FRAMES = 3  # header, sound, pictures
@@ -173,9 +160,15 @@ class CaptureLink:
         try:
             with Outbox(self._outbox_path) as outbox, zmq.Context() as context:
                 self._count(outbox)
+                apart_s, told = time.monotonic(), False
                 while not self._stop.is_set():
                     with context.socket(zmq.DEALER) as dealer:
-                        self._converse(dealer, outbox)
+                        met = self._converse(dealer, outbox)
+                    if met:
+                        apart_s, told = time.monotonic(), False
+                    elif not told and time.monotonic() >= apart_s + _GREETING_DEADLINE_S:
+                        _log.warning("no worker at %s; expected one; what is said waits for it", self._address)
+                        told = True
                     self._take_queued(outbox)
                     self._stop.wait(_RECONNECT_MS / 1000)
                 self._take_queued(outbox)  # what was sent just before the end stays for the next run
@@ -185,8 +178,8 @@ class CaptureLink:
                 self._failure = error
                 self._changed.notify_all()
 
-    def _converse(self, dealer: zmq.Socket[bytes], outbox: Outbox) -> None:
-        """One connection. It ends with the peer; the next one begins with what was not answered, in order.
+    def _converse(self, dealer: zmq.Socket[bytes], outbox: Outbox) -> bool:
+        """One connection; False when there was none. The next one begins with what was not answered, in order.
 
         ZeroMQ's own reconnection is off: its pipe would deliver what was sent last before what is sent again.
         """
@@ -197,7 +190,7 @@ class CaptureLink:
         poller = zmq.Poller()
         for handle in (dealer, monitor, self._wake_receiver):
             poller.register(handle, zmq.POLLIN)
-        flight: _Flight | None = None
+        flight: Flight | None = None
         parted, deadline_s = False, time.monotonic() + _GREETING_DEADLINE_S
         try:
             _connect(dealer, self._address)
@@ -207,9 +200,9 @@ class CaptureLink:
                     happened = recv_monitor_message(monitor)["event"]
                     parted = bool(happened & _PARTED)
                     if happened & _GREETED:
-                        flight = _Flight(dealer, outbox)
+                        flight = Flight(_sender(dealer), outbox)
                         parted = not flight.pass_on(deque([encode(self._hello)]))
-                if dealer in ready and flight and flight.take_ack():
+                if dealer in ready and flight and _answered(dealer, flight):
                     self._count(outbox)
                 if self._wake_receiver.fileno() in ready:
                     self._wake_receiver.recv(4096)
@@ -220,6 +213,7 @@ class CaptureLink:
             dealer.disable_monitor()
             monitor.close()
             dealer.setsockopt(zmq.LINGER, 1000 if flight and not parted else 0)
+        return flight is not None
 
     def _take_queued(self, outbox: Outbox) -> None:
         """Journal the utterances given to `send`; hold the rest until there is a peer."""
@@ -236,46 +230,24 @@ class CaptureLink:
             self._changed.notify_all()
 
 
-class _Flight:
-    """What is on its way over one connection.
+def _sender(dealer: zmq.Socket[bytes]) -> Callable[[list[Frame]], bool]:
+    """Sends a message without waiting: a DEALER whose peer has just gone would wait for another one for ever."""
 
-    Never waits in ZeroMQ: a DEALER whose peer has just gone would wait for another one for ever.
-    """
-
-    def __init__(self, dealer: zmq.Socket[bytes], outbox: Outbox) -> None:
-        self._dealer = dealer
-        self._outbox = outbox
-        self._position = 0
-        self._airborne: set[tuple[str, int]] = set()
-
-    def pass_on(self, reports: deque[list[Frame]]) -> bool:
-        """Send the reports, and utterances as far as the window allows; False when the peer is gone."""
+    def send(frames: list[Frame]) -> bool:
         try:
-            while reports:
-                self._dealer.send_multipart(reports[0], zmq.NOBLOCK)
-                reports.popleft()
-            for kept in self._outbox.after(self._position, max(_WINDOW - len(self._airborne), 0)):
-                self._dealer.send_multipart(kept.frames, zmq.NOBLOCK)
-                self._position = kept.position
-                self._airborne.add((kept.session, kept.seq))
+            dealer.send_multipart(frames, zmq.NOBLOCK)
         except zmq.Again:
             return False
         return True
 
-    def take_ack(self) -> bool:
-        """Take what the worker answered out of the outbox; False when it answered nothing."""
-        try:
-            message, _ = decode(self._dealer.recv_multipart(zmq.NOBLOCK))
-            if not isinstance(message, Ack):
-                return False
-        except zmq.Again:
-            return False
-        except WireError as error:
-            _log.warning("from the worker: %s", error)
-            return False
-        self._outbox.answered(message.session, message.seq)
-        self._airborne.discard((message.session, message.seq))
-        return True
+    return send
+
+
+def _answered(dealer: zmq.Socket[bytes], flight: Flight) -> bool:
+    try:
+        return flight.take_ack(dealer.recv_multipart(zmq.NOBLOCK))
+    except zmq.Again:
+        return False
 
 
 @dataclass(frozen=True)

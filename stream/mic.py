@@ -1,4 +1,4 @@
-"""A live microphone: 16 kHz mono int16, whatever the device runs at, for as long as it is wanted.
+"""A live microphone: 16 kHz int16, whatever the device runs at, for as long as it is wanted.
 
 The rate of its callback is watched, not the list of devices. A microphone that gives nothing for a second is lost; it
 is opened again, with back-off, until it is back. What was lost in between is skipped in the numbering of samples, which
@@ -17,7 +17,7 @@ from typing import Protocol, Self
 
 from stream.clock import samples_to_ns
 from stream.config import MicConfig
-from stream.items import AudioBlock, Change, Stalled
+from stream.items import AudioBlock, Change, Pcm, Stalled
 from stream.portaudio import Opened, Piece
 from stream.recorder import RecorderProcess
 from stream.sampleline import SampleLine
@@ -58,7 +58,8 @@ class Microphone:
     """A live microphone: a context manager whose `blocks` yields what it hears.
 
     Args:
-        config: Device, whether the default one may stand in for it, length of the queue in blocks of 30 ms.
+        config: Device, whether the default one may stand in for it, channels to keep apart, length of the queue in
+            blocks of 30 ms.
         on_change: Called when it is lost and when it gives sound again, in the thread that reads `blocks`.
         open_recording: Opens the device; it may fail at once or at `get`.
         patience: Deadlines.
@@ -89,6 +90,7 @@ class Microphone:
         self._opened: Opened | None = None
         self._failures = 0
         self._is_lost = False
+        self._is_copy: bool | None = None  # all channels are one; None before there is any sound
         self.name = "default" if config.device is None else str(config.device)
         self.overflows = 0
         self.reopens = 0
@@ -158,10 +160,21 @@ class Microphone:
     def _hear(self, line: SampleLine, piece: Piece) -> Iterator[AudioBlock]:
         losses = line.losses
         for first_sample, captured_ns, pcm in line.feed(piece):
-            self._next_sample = first_sample + len(pcm)
-            self._next_ns = captured_ns + samples_to_ns(len(pcm))
-            yield AudioBlock(first_sample, pcm, captured_ns, time.monotonic_ns())
+            length = pcm.shape[1]
+            self._next_sample = first_sample + length
+            self._next_ns = captured_ns + samples_to_ns(length)
+            arrived_ns = time.monotonic_ns()
+            for number, channel in enumerate(self._differing(pcm)):
+                yield AudioBlock(first_sample, channel, captured_ns, arrived_ns, number)
         self.overflows += line.losses - losses
+
+    def _differing(self, pcm: Pcm) -> Pcm:
+        """The channels of [channels, S], or the first one where all are copies of it: sound servers make two of one."""
+        if self._is_copy is None and pcm.any():
+            self._is_copy = len(pcm) > 1 and bool((pcm == pcm[0]).all())
+            if self._is_copy:
+                _LOG.warning("microphone %r gives the same sound on all channels; one is heard", self.name)
+        return pcm[:1] if self._is_copy else pcm
 
     def _find(self, opened: Opened, piece: Piece) -> SampleLine:
         """The first sound of an opening: number it by the clock, from where the sound before it ended."""
@@ -171,8 +184,9 @@ class Microphone:
             self.reopens += 1
             _LOG.warning("microphone %r is back at %d Hz", self.name, opened.rate_hz)
             self._on_change("found")
-        silent_ns = max(0, piece.captured_ns - self._next_ns)
-        return SampleLine(opened.rate_hz, opened.channels, self._next_sample + silent_ns // samples_to_ns(1))
+        self._is_copy = None
+        first_sample = self._next_sample + max(0, piece.captured_ns - self._next_ns) // samples_to_ns(1)
+        return SampleLine(opened.rate_hz, opened.channels, first_sample, splits=self._config.channels > 1)
 
     def _lose(self, error: TelmeStreamError) -> None:
         self._failures += 1

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from telme.errors import MissingDependency
+from telme.errors import MissingDependency, UsageError
 
 if TYPE_CHECKING:
     from telme.shelf import Facts
 
-app = typer.Typer(help="Models: import the authors' weights, list, show and verify bundles.", rich_markup_mode=None)
+app = typer.Typer(
+    help="Models: pull or import the authors' weights, list, show and verify bundles.", rich_markup_mode=None
+)
 
 NameArgument = Annotated[str, typer.Argument(help="A packaged name, a folder or a hub id.")]
 
@@ -26,13 +29,51 @@ def import_(
     tokenizer: Annotated[
         Path | None, typer.Option("--tokenizer", help="Folder with roberta-large's tokenizer; default: from the hub.")
     ] = None,
+    processors: Annotated[
+        Path | None,
+        typer.Option(
+            "--processors",
+            help="Folder with data2vec-audio-base-960h/preprocessor_config.json and videomae-base/ likewise; default: "
+            "from the hub, or left out with --tokenizer.",
+        ),
+    ] = None,
 ) -> None:
     """Turn the authors' four .bin files into a bundle."""
-    _need_torch()
+    need_torch()
     from telme.importer import import_published
 
-    import_published(source.expanduser(), dataset, out.expanduser(), tokenizer and tokenizer.expanduser())
-    typer.echo(f"made {out}; use it with --bundle {out}")
+    import_published(
+        source.expanduser(),
+        dataset,
+        out.expanduser(),
+        tokenizer and tokenizer.expanduser(),
+        processors and processors.expanduser(),
+    )
+    _made(out)
+
+
+@app.command()
+def pull(
+    dataset: Annotated[str, typer.Argument(help="Which weights: meld or iemocap.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the new bundle; default: telme-DATASET.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="You have read that the authors state no licence.")] = False,
+) -> None:
+    """Fetch the authors' weights and all they need, and make a bundle of them. It can be run again after a break."""
+    need_torch()
+    from telme.importer import check_target
+    from telme.pull import ARCHIVE_PAGE, NOTICE, archive_path, pull_published
+
+    folder = Path(f"telme-{dataset}") if out is None else out.expanduser()
+    check_target(dataset, folder)
+    typer.echo(NOTICE)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError("weights without a licence and nobody to ask", "your consent", "add --yes")
+        if not typer.confirm("Fetch them?"):
+            raise typer.Exit(1)
+    typer.echo(f"from {ARCHIVE_PAGE}, kept in {archive_path()}")
+    pull_published(dataset, folder)
+    _made(folder)
 
 
 @app.command("list")
@@ -40,7 +81,7 @@ def list_(
     folder: Annotated[Path | None, typer.Argument(help="Also the bundles in this folder.")] = None,
 ) -> None:
     """List the bundles at hand: data set, mode, parts."""
-    _need_torch()
+    need_torch()
     from telme.bundle import bundle_path
     from telme.config import TelmeConfig
     from telme.modeling import read_config
@@ -54,7 +95,7 @@ def list_(
 @app.command()
 def show(name: NameArgument) -> None:
     """Show what is in a bundle: labels, mode, parts, digests, card."""
-    _need_torch()
+    need_torch()
     from telme.shelf import facts
 
     typer.echo(_described(facts(name)))
@@ -63,7 +104,7 @@ def show(name: NameArgument) -> None:
 @app.command()
 def verify(name: NameArgument) -> None:
     """Check a bundle: digests, card, labels, mode, parts, and one answer. Exit code 1 if anything is wrong."""
-    _need_torch()
+    need_torch()
     from telme.shelf import verify as findings
 
     wrong = False
@@ -71,6 +112,10 @@ def verify(name: NameArgument) -> None:
         wrong |= finding.wrong
         typer.echo(f"{'!!' if finding.wrong else 'ok'}  {finding.name:<8} {finding.seen}")
     raise typer.Exit(1 if wrong else 0)
+
+
+def _made(folder: Path) -> None:
+    typer.echo(f"made {folder}; check it with telme-stream models verify {folder}, use it with --bundle {folder}")
 
 
 def _described(facts: Facts) -> str:
@@ -97,7 +142,12 @@ def _described(facts: Facts) -> str:
     )
 
 
-def _need_torch() -> None:
+def need_torch() -> None:
+    """Check that the worker's packages are installed.
+
+    Raises:
+        MissingDependency: One is not.
+    """
     try:
         import safetensors  # noqa: F401
         import torch  # noqa: F401

@@ -56,7 +56,7 @@ class OpenCvCapture:
         self._cv2 = cv2
         is_url = isinstance(source, str) and "://" in source
         backend = _backend(cv2, config.backend, is_url)
-        # Only the FFmpeg backend takes time limits here; V4L2's is in the environment (_import_cv2).
+        # Only the FFmpeg backend takes time limits here; V4L2's is in the environment (import_cv2).
         timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _OPEN_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _READ_TIMEOUT_MS]
         self._capture = cv2.VideoCapture(source, backend, timeouts if backend == cv2.CAP_FFMPEG else [])
         if not self._capture.isOpened():
@@ -135,7 +135,7 @@ def open_capture(source: int | str, config: CameraConfig = _DEFAULTS) -> Capture
             source = int(source)
         elif "://" not in source and config.backend != "gstreamer":
             _check_device_path(source)
-    return OpenCvCapture(_import_cv2(), source, config)
+    return OpenCvCapture(import_cv2(), source, config)
 
 
 def _check_device_path(source: str) -> None:
@@ -147,7 +147,12 @@ def _check_device_path(source: str) -> None:
         )
 
 
-def _import_cv2() -> ModuleType:
+def import_cv2() -> ModuleType:
+    """OpenCV, silenced.
+
+    Raises:
+        MissingDependency: It or a library it needs is not there.
+    """
     # OpenCV reads these when it is loaded; failures are reported by this module, once, not by three libraries.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET

@@ -97,7 +97,13 @@ def choose_microphone(microphones: Sequence[MicrophoneInfo], wanted: str | int |
     if len(found) == 1:
         return found[0]
     meant = "the default microphone" if wanted is None else f"microphone {wanted!r}"
-    candidates = ", ".join(f"{mic.index} {mic.name!r}" for mic in (found or microphones)) or "no input device at all"
+    if not microphones:
+        raise SourceError(
+            f"{meant} is not there, nor any other",
+            "a microphone that PortAudio lists",
+            "plug one in, see that the sound server runs, or replay a recording with --input FILE",
+        )
+    candidates = ", ".join(f"{mic.index} {mic.name!r}" for mic in (found or microphones))
     raise SourceError(
         f"{meant} is {'ambiguous' if found else 'not there'}",
         f"one of: {candidates}",
@@ -193,6 +199,7 @@ class PortAudioRecording:
         self._frames_seen = 0
         self._glitch = False
         self._info = _choose(list_microphones(self._portaudio), config)
+        self._channels = config.channels
         self._rate_hz = SAMPLE_RATE_HZ
         self._stream, channels = self._open()
         self._opened: Opened | None = Opened(self._info.name, self._rate_hz, channels)
@@ -226,7 +233,7 @@ class PortAudioRecording:
 
     def _open(self) -> tuple[Any, int]:
         refusals = []
-        for rate_hz, channels in _formats(self._info):
+        for rate_hz, channels in _formats(self._info, self._channels):
             self._rate_hz = rate_hz
             try:
                 return self._start(self._info.index, rate_hz, channels), channels
@@ -285,7 +292,19 @@ def _choose(microphones: Sequence[MicrophoneInfo], config: MicConfig) -> Microph
     return choose_microphone(microphones, None)
 
 
-def _formats(info: MicrophoneInfo) -> list[tuple[int, int]]:
-    """Rates in Hz and channels to try, best first: ours, then the device's own."""
+def _formats(info: MicrophoneInfo, channels: int) -> list[tuple[int, int]]:
+    """Rates in Hz and channels to try, best first: ours, then the device's own.
+
+    Raises:
+        SourceError: Several channels are wanted, and the device has fewer.
+    """
+    if channels > info.channels:
+        raise SourceError(
+            f"microphone {info.name!r} has {info.channels} input channels",
+            f"{channels}, as --mic-channels says",
+            "choose another one of `telme-stream devices`, or use --speakers cluster with one channel",
+        )
+    if channels > 1:
+        return list(dict.fromkeys([(SAMPLE_RATE_HZ, channels), (info.rate_hz, channels)]))
     native = [(info.rate_hz, channels) for channels in sorted({1, min(2, info.channels), info.channels})]
     return list(dict.fromkeys([(SAMPLE_RATE_HZ, 1), *native]))

@@ -18,16 +18,17 @@ from stream.config import Config
 from stream.control import Control
 from stream.items import Session
 from stream.machine import stop_telemetry
-from telme.errors import TelmeStreamError
+from telme.errors import ProcessError, TelmeStreamError
 
 
 def set_up_logging(debug: bool) -> None:
-    """Log to standard error: warnings, or everything with --debug."""
+    """Log to standard error: warnings and the addresses of a process that runs alone, or everything with --debug."""
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.INFO if debug else logging.WARNING,
         format="telme-stream: %(processName)s: %(levelname)s: %(message)s",
     )
+    logging.getLogger("stream.app").setLevel(logging.INFO)  # what a process that runs alone listens on
 
 
 def capture_main(config: Config, session: Session, folder: Path, debug: bool, line: Connection) -> None:
@@ -61,15 +62,12 @@ def _reported(control: Control, debug: bool) -> Iterator[None]:
         yield
     except TelmeStreamError as error:
         log.info("ended by an error", exc_info=True)
-        control.failed(
-            {
-                "seen": error.seen,
-                "expected": error.expected,
-                "remedy": error.remedy,
-                "exit_code": str(error.exit_code),
-            }
-        )
+        facts = {"seen": error.seen, "expected": error.expected, "remedy": error.remedy}
+        try:
+            control.failed(facts | {"exit_code": str(error.exit_code)})
+        except ProcessError:  # nobody hears it
+            log.error("%s", error)
         sys.exit(1)
-    except Exception as error:
+    except Exception as error:  # what nobody foresaw, at the outermost border: one line instead of a traceback
         log.error("unexpected %s: %s", type(error).__name__, error, exc_info=debug)
         sys.exit(1)

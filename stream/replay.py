@@ -22,13 +22,14 @@ import numpy as np
 from av.audio.codeccontext import AudioCodecContext
 from av.audio.frame import AudioFrame
 from av.container import InputContainer
-from av.stream import Disposition, Stream
+from av.stream import Stream
 from av.video.frame import VideoFrame as Picture
 
 from stream.clock import samples_to_ns
-from stream.frames import FrameRing, shrink
+from stream.frames import FrameRing
 from stream.items import SAMPLE_RATE_HZ, AudioBlock, Missing, Pcm, VideoFrame
 from telme.errors import SourceError
+from telme.media import first_stream, open_media
 
 _LOG = logging.getLogger(__name__)
 _NS_PER_S = 1_000_000_000
@@ -274,7 +275,7 @@ class _Pictures:
             captured_ns, picture = self._next
             if self.ring.due(captured_ns):
                 image = np.rot90(picture.to_ndarray(format="rgb24"), picture.rotation // 90)
-                self.ring.put(VideoFrame(captured_ns, shrink(np.ascontiguousarray(image))))
+                self.ring.put(VideoFrame(captured_ns, self.ring.prepare(np.ascontiguousarray(image))))
             self._next = next(self._stamped, None)
 
     def _stamp(self) -> Iterator[tuple[int, Picture]]:
@@ -301,9 +302,7 @@ def _open(path: Path) -> InputContainer:
     if not path.is_file():
         raise SourceError(f"{path} is not a file", "a sound or video file", "check the path")
     try:
-        # An absolute path is never taken for a protocol; a playlist must not reach out to the network.
-        options = {"protocol_whitelist": "file"}
-        return av.open(str(path.resolve()), "r", metadata_errors="replace", container_options=options)
+        return open_media(path)
     except (av.FFmpegError, OSError) as error:
         raise SourceError(
             f"{path} cannot be read as media ({error})", "a sound or video file", "see whether `ffprobe` reads it"
@@ -311,14 +310,9 @@ def _open(path: Path) -> InputContainer:
 
 
 def _find_stream(container: InputContainer, kind: str) -> Stream | None:
-    found = [
-        stream
-        for stream in container.streams
-        if stream.type == kind
-        and stream.codec_context is not None
-        and Disposition.attached_pic not in stream.disposition
-    ]
+    """The stream to read; the others are not read."""
+    found = first_stream(container, kind)
     for stream in container.streams:
-        if stream not in found[:1]:
+        if stream is not found:
             stream.discard = av.stream.Discard.all
-    return found[0] if found else None
+    return found

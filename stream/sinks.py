@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from typing import TextIO
+from typing import Literal, TextIO, TypeAlias
 
-from stream.wire import Device, Emotion, Event, Fault, Rejected
-from telme.errors import UsageError
+from stream.bus import Device, Emotion, Event, Fault, Rejected
 
 _NS_PER_TENTH = 100_000_000
 _BAR_CELLS = 10
 _NARROWEST_TEXT = 20
+_LINE_BEGIN = "\r\x1b[K"  # to the line's begin, and the line emptied
 
 
 class JsonlSink:
@@ -29,18 +29,23 @@ class JsonlSink:
 class ConsoleSink:
     """One line per utterance: time, speaker, text, emotion, probability bar, latency.
 
+    An interim guess is marked with dots. In a terminal what comes next is written over it.
+
     Args:
         out: A terminal or a file.
     """
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
+        self._passing = False  # the terminal's line is one to write over
 
     def __call__(self, event: Event, json: bytes) -> None:
         """Write what people want to see; the rest is for programs."""
+        passing = False
         match event.payload():
             case Emotion() as emotion:
-                line = emotion_line(emotion, shutil.get_terminal_size((120, 24)).columns)
+                passing = self._out.isatty() and not emotion.final
+                line = emotion_line(emotion, shutil.get_terminal_size((120, 24)).columns - passing)
             case Rejected() as rejected:
                 line = f"          (utterance {rejected.seq} left out: {rejected.reason})"
             case Fault() as fault:
@@ -49,8 +54,9 @@ class ConsoleSink:
                 line = f"          ({device.device} {device.name} {device.state})"
             case _:
                 return
-        self._out.write(_plain(line) + "\n")
+        self._out.write(_LINE_BEGIN * self._passing + _plain(line) + "\n" * (not passing))
         self._out.flush()
+        self._passing = passing
 
 
 def _plain(text: str) -> str:
@@ -69,19 +75,14 @@ def emotion_line(emotion: Emotion, width: int) -> str:
     latency = "      " if total is None else f"{total / 1000:5.2f}s"
     tail = f"  {emotion.label:<8} {bar} {emotion.confidence:4.0%} {latency}"
     room = max(width - len(head) - len(tail), _NARROWEST_TEXT)
-    text = emotion.text if len(emotion.text) <= room else emotion.text[: room - 1] + "…"
+    text = emotion.text if emotion.final else f"... {emotion.text}"
+    text = text if len(text) <= room else text[: room - 1] + "…"
     return f"{head}{text:<{room}}{tail}"
 
 
-SINKS: dict[str, Callable[[TextIO], Callable[[Event, bytes], None]]] = {"console": ConsoleSink, "jsonl": JsonlSink}
+SinkName: TypeAlias = Literal["console", "jsonl"]
 
 
-def make_sink(name: str, out: TextIO) -> Callable[[Event, bytes], None]:
-    """A sink by name.
-
-    Raises:
-        UsageError: There is no such sink.
-    """
-    if name not in SINKS:
-        raise UsageError(f"--events {name}", f"one of {', '.join(SINKS)}", "choose one")
-    return SINKS[name](out)
+def make_sink(name: SinkName, out: TextIO) -> Callable[[Event, bytes], None]:
+    """A sink by name."""
+    return ConsoleSink(out) if name == "console" else JsonlSink(out)

@@ -7,7 +7,7 @@ Voices are clustered online. An utterance goes to the speaker whose centroid is 
 is too far, it opens a new speaker. How far is too far depends on how much was heard, since a short utterance, and a
 speaker of whom little is known, lie far from everybody:
 
-    limit(utterance, speaker) = threshold - 0.20 / seconds of the utterance - 0.15 / seconds known of the speaker
+    limit(utterance, speaker) = threshold - 0.25 / seconds of the utterance - 0.15 / seconds known of the speaker
 
 An utterance too short to tell goes to the nearest speaker, is said to be uncertain, and teaches nothing.
 """
@@ -28,7 +28,7 @@ from stream.voice import Voice, VoiceEncoder
 
 # Found on conversations of two and three voices, real and synthetic (bench/speakers.py, bench/LOG.md).
 ENOUGH_S = 1.0  # shorter utterances neither open a speaker nor teach one
-_UTTERANCE_SLACK_S = 0.20
+_UTTERANCE_SLACK_S = 0.25
 _SPEAKER_SLACK_S = 0.15
 _LEAST_UTTERANCE_S = 0.5  # what is shorter gets no more slack
 _LEAST_KNOWN_S = 0.25
@@ -59,6 +59,10 @@ class Speakers(Protocol):
         """Who spoke: int16 [S] from the first voiced sample to the last, and the channel it came from, from 0."""
         ...
 
+    def guess(self, pcm: Pcm, channel: int) -> Speaker:
+        """Who seems to speak; nothing is learned from it."""
+        ...
+
     def forget(self) -> None:
         """A new dialogue begins."""
         ...
@@ -71,6 +75,8 @@ class OneSpeaker:
         """Always the same."""
         return Speaker("speaker1", certain=True)
 
+    guess = who
+
     def forget(self) -> None:
         """There is nothing to forget."""
 
@@ -81,6 +87,8 @@ class SpeakerPerChannel:
     def who(self, pcm: Pcm, channel: int) -> Speaker:
         """The channel's."""
         return Speaker(f"channel{channel + 1}", certain=True)
+
+    guess = who
 
     def forget(self) -> None:
         """There is nothing to forget."""
@@ -103,6 +111,10 @@ class SpeakersByVoice:
         """Whose voice it is, or whose it is nearest to."""
         number, certain = self._clusters.assign(self._encode(pcm), len(pcm) / SAMPLE_RATE_HZ)
         return Speaker(f"speaker{number + 1}", certain)
+
+    def guess(self, pcm: Pcm, channel: int) -> Speaker:
+        """Whose voice it is nearest to; never certain."""
+        return Speaker(f"speaker{self._clusters.nearest(self._encode(pcm)) + 1}", certain=False)
 
     def forget(self) -> None:
         """The next voice is `speaker1` again."""
@@ -143,7 +155,7 @@ class VoiceClusters:
         """
         if not self._sums:
             return self._open(voice, seconds), True
-        nearness = [float(voice @ total) / max(float(np.linalg.norm(total)), 1e-9) for total in self._sums]
+        nearness = self._nearness(voice)
         slack = _UTTERANCE_SLACK_S / max(seconds, _LEAST_UTTERANCE_S)
         limits = [
             self._threshold - slack - _SPEAKER_SLACK_S / max(known_s, _LEAST_KNOWN_S) for known_s in self._known_s
@@ -160,6 +172,13 @@ class VoiceClusters:
         ):
             return self._open(voice, seconds), True
         return nearest, False
+
+    def nearest(self, voice: Voice) -> int:
+        """The nearest cluster; 0, which the first voice will open, when there is none."""
+        return int(np.argmax(self._nearness(voice))) if self._sums else 0
+
+    def _nearness(self, voice: Voice) -> list[float]:
+        return [float(voice @ total) / max(float(np.linalg.norm(total)), 1e-9) for total in self._sums]
 
     def _open(self, voice: Voice, seconds: float) -> int:
         self._sums.append(voice * seconds)
@@ -199,9 +218,13 @@ class Conversation:
             self._dialogue += 1
             self._last_end_ns = None
         self._last_end_ns = max(self._last_end_ns or 0, utterance.end_ns)
-        span = utterance.span
-        voiced = utterance.pcm[span.voiced_start - span.start : span.voiced_end - span.start]
-        return Attribution(self._speakers.who(voiced, utterance.channel), self._dialogue)
+        return Attribution(self._speakers.who(_voiced(utterance), utterance.channel), self._dialogue)
+
+    def guess(self, utterance: Utterance) -> Attribution:
+        """Whose an utterance that is not over seems to be, and of which dialogue; nothing is learned from it."""
+        asked = any(asked_ns < utterance.heard_ns for asked_ns in tuple(self._asked_ns))
+        begins = self._is_after_gap(utterance.start_ns) or (asked and self._last_end_ns is not None)
+        return Attribution(self._speakers.guess(_voiced(utterance), utterance.channel), self._dialogue + begins)
 
     def _is_asked(self, heard_ns: int) -> bool:
         asked = False
@@ -212,3 +235,8 @@ class Conversation:
 
     def _is_after_gap(self, start_ns: int) -> bool:
         return bool(self._gap_ns) and self._last_end_ns is not None and start_ns - self._last_end_ns >= self._gap_ns
+
+
+def _voiced(utterance: Utterance) -> Pcm:
+    span = utterance.span
+    return utterance.pcm[span.voiced_start - span.start : span.voiced_end - span.start]

@@ -2,7 +2,8 @@
 
     start   worker -> ready -> (console subscribed) -> capture -> ready -> go
     watch   a process that dies is started again, at most 5 times in 60 s; a replay is not (it would begin anew)
-    stop    capture drains and ends -> worker says its last word and ends; who misses a deadline is named, then killed
+    stop    capture drains and ends -> worker says its last word and ends; who misses a deadline is named, then killed;
+            who is not ready yet is killed
     Ctrl-C  once: stop; twice: kill
     USR1    the capture process is told that a new dialogue begins
 
@@ -69,6 +70,7 @@ class Child:
         arguments: The arguments before that.
         restarts: True when it may be started again.
         stop_deadline_s: How long it may take to end once told.
+        preparing: It has said that its start goes on, and its deadline has not been moved yet.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Child:
     line: Connection | None = None
     ready: dict[str, str] | None = None
     failure: dict[str, str] | None = None
+    preparing: bool = False
     budget: RestartBudget = field(default_factory=RestartBudget)
 
     def start(self) -> None:
@@ -112,6 +115,8 @@ class Child:
                     self.ready = word.facts
                 elif word.kind == "failed":
                     self.failure = word.facts
+                elif word.kind == "preparing":
+                    self.preparing = True
         except (EOFError, OSError):
             self.line = None
 
@@ -216,13 +221,16 @@ class Supervisor:
             while self._dialogues_told < self._interrupts.dialogues:
                 self._dialogues_told += 1
                 last.tell("dialogue")
+            is_over = not last.alive
             for child in self.children:
                 if child.alive:
                     continue
                 child.listen()  # after its end, so that its last word is heard
                 if child is last and child.failure is None and child.process and child.process.exitcode == 0:
-                    return
+                    continue
                 self._revive(child)
+            if is_over and not last.alive:
+                return  # and the others live, to say what is left
             self._wait(1.0, self.children)
 
     def stop(self) -> None:
@@ -235,6 +243,10 @@ class Supervisor:
                 child.kill()
 
     def _stop_or_kill(self, child: Child) -> None:
+        child.listen()
+        if child.ready is None and child.failure is None:
+            child.kill()  # it is still loading, hears nothing, and has nothing to finish
+            return
         child.tell("stop")
         deadline_s = time.monotonic() + child.stop_deadline_s
         while child.alive and self._interrupts.count < 2 and time.monotonic() < deadline_s:
@@ -259,13 +271,15 @@ class Supervisor:
         child.tell("go")
 
     def _wait_ready(self, child: Child) -> None:
-        """Until the child is ready or has ended, or a signal came.
+        """Until the child is ready or has ended, or a signal came. A child that is preparing gets its time anew.
 
         Raises:
             ProcessError: It does neither in time.
         """
         deadline_s = time.monotonic() + READY_DEADLINE_S
         while child.ready is None and child.alive and not self.interrupted:
+            if child.preparing:
+                child.preparing, deadline_s = False, time.monotonic() + READY_DEADLINE_S
             if time.monotonic() > deadline_s:
                 raise ProcessError(f"{child.name} was not ready in {READY_DEADLINE_S:.0f} s", "a start", "see the log")
             self._wait(deadline_s - time.monotonic(), [child])

@@ -13,6 +13,7 @@ Legend: S samples at 16 kHz, M mel bins, F feature frames of 10 ms.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ from stream.items import SAMPLE_RATE_HZ
 
 WINDOW_MS = 30_000
 FRAME_MS = 10
+# oneDNN, inside CTranslate2, keeps some 0.6 MB for each length it has seen (bench/LOG.md), so there are only 30.
+_STEP_FRAMES = 1000 // FRAME_MS
 _WINDOW_SAMPLES = WINDOW_MS * SAMPLE_RATE_HZ // 1000
 # Nobody says more than this; a decoder that loops would otherwise run on to the end of Whisper's context.
 MAX_TOKENS_PER_S = 10
@@ -64,13 +67,12 @@ class WindowedWhisper:
     Args:
         model: A loaded model.
         language: Two-letter code; an English-only model takes "en" alone.
-        beam_size: 1 is greedy.
 
     Raises:
         ValueError: The model does not know the language.
     """
 
-    def __init__(self, model: WhisperModel, language: str, beam_size: int) -> None:
+    def __init__(self, model: WhisperModel, language: str) -> None:
         multilingual = model.model.is_multilingual
         if not multilingual and language != "en":
             raise ValueError(f"language {language!r} was asked of a model that knows English only")
@@ -78,10 +80,11 @@ class WindowedWhisper:
         self._tokenizer = Tokenizer(model.hf_tokenizer, multilingual, task="transcribe", language=language)
         self._prompt: list[int] = model.get_prompt(self._tokenizer, [], without_timestamps=True)
         self._suppressed = get_suppressed_tokens(self._tokenizer, [-1])
-        self._beam_size = beam_size
 
-    def decode(self, samples: Samples, margin_ms: int) -> Decoded:
-        """Transcribe [S], -1..1, on a window of its own length and a margin, 30 s at most.
+    def decode(self, samples: Samples, margin_ms: int, beam_size: int = 1) -> Decoded:
+        """Transcribe [S], -1..1, on a window of its own length and a margin, in whole seconds, 30 at most.
+
+        A beam of 1 is greedy.
 
         Raises:
             ValueError: More than 30 s, or nothing.
@@ -91,7 +94,7 @@ class WindowedWhisper:
             raise ValueError(f"{len(samples)} samples; expected 1 to {_WINDOW_SAMPLES}")
         features = self._features(samples, margin_ms)
         limit = min(_MAX_TOKENS_BASE + MAX_TOKENS_PER_S * len(samples) // SAMPLE_RATE_HZ, _MAX_TOKENS)
-        result = self._generate(features, limit)
+        result = self._generate(features, limit, beam_size)
         tokens = result.sequences_ids[0]
         text = self._tokenizer.decode(tokens).strip()
         return Decoded(
@@ -106,21 +109,21 @@ class WindowedWhisper:
         )
 
     def _features(self, samples: Samples, margin_ms: int) -> NDArray[np.float32]:
-        """Log-Mel [M, F] of the samples, then zeros; F is even, because the encoder halves it."""
+        """Log-Mel [M, F] of the samples, then zeros for the margin and up to a whole second."""
         extractor = self._model.feature_extractor
         spoken = extractor(samples)[:, :-1]  # the last frame lies in the extractor's own padding
-        frames = min(spoken.shape[1] + margin_ms // FRAME_MS, extractor.nb_max_frames)
-        frames += frames % 2
+        needed = spoken.shape[1] + margin_ms // FRAME_MS
+        frames = min(math.ceil(needed / _STEP_FRAMES) * _STEP_FRAMES, extractor.nb_max_frames)
         features = np.zeros((spoken.shape[0], frames), np.float32)
         features[:, : spoken.shape[1]] = spoken[:, :frames]
         return features
 
-    def _generate(self, features: NDArray[np.float32], limit: int) -> Any:
+    def _generate(self, features: NDArray[np.float32], limit: int, beam_size: int) -> Any:
         """Encode [M, F] and decode at most so many tokens, as faster-whisper does at temperature 0."""
         return self._model.model.generate(
             self._model.encode(features),
             [self._prompt],
-            beam_size=self._beam_size,
+            beam_size=beam_size,
             max_length=2 * limit,  # CTranslate2 writes half of it: Whisper's own rule for its context
             return_scores=True,
             return_no_speech_prob=True,

@@ -1,14 +1,10 @@
-"""THE schema of everything that crosses a process border, and its bytes.
+"""What crosses the link between the two processes, and its bytes. What goes on to subscribers is `stream.bus`.
 
-Utterance link (DEALER <-> ROUTER). Frame 0 is a msgpack header: a tagged struct, unknown fields refused. A header of
+DEALER <-> ROUTER. Frame 0 is a msgpack header: a tagged struct, unknown fields refused. A header of
 type `utterance` is followed by one raw frame for each buffer it describes, sound first. No pickle, no base64.
 
-    capture -> worker   hello, utterance, report
+    capture -> worker   hello, utterance, interim, report
     worker -> capture   ack
-
-Event bus (XPUB). Two frames: topic `telme.<type>.<session>`, and one CloudEvents 1.0 object as JSON, whose `data` is
-one of the structs of `EVENT_DATA`. `stream/schema/event-1.json` is its JSON Schema; after a change here,
-`python -m stream.wire > stream/schema/event-1.json` writes it anew.
 
 Times named `*_ns` without `heard`/`asr`/`sent`/`decided` are session time: nanoseconds from the first sample. The
 others are monotonic nanoseconds of the machine `clock_id`; they mean nothing on another one.
@@ -16,10 +12,7 @@ others are monotonic nanoseconds of the machine `clock_id`; they mean nothing on
 
 from __future__ import annotations
 
-import json as json_text
 import math
-import sys
-import textwrap
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -28,20 +21,13 @@ import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
-from stream.clock import iso_utc
+from stream.bus import EVENT_TYPES, UNREADABLE, Count, EventData, read_payload, unreadable
 from telme.errors import WireError
 
-PROTOCOL = 1
-TOPIC_ROOT = "telme"
+PROTOCOL = 2
 
-# 63 bits: what SQLite and a calendar of nanoseconds hold.
-DeviceKind: TypeAlias = Literal["microphone", "camera", "file"]
-Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 SessionId = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+\Z")]
 Frame: TypeAlias = bytes | bytearray | memoryview
-
-
-# ---------------------------------------------------------------------------------------------- utterance link
 
 
 class Buffer(Struct, frozen=True, forbid_unknown_fields=True, tag="buffer"):
@@ -70,11 +56,11 @@ class Hello(Header, frozen=True, tag="hello"):
     started_wall_ns: Count
 
 
-class Utterance(Header, frozen=True, tag="utterance"):
-    """One transcribed utterance.
+class Spoken(Header, frozen=True):
+    """What was said, or is being said.
 
     Attributes:
-        seq: Number in its session, from 0, without gaps other than rejected utterances.
+        seq: Number in its session, from 0 in the order in which speech began, without gaps other than rejected ones.
         speaker: Id of who spoke, the same person throughout the dialogue.
         speaker_certain: False where the speaker is only the nearest guess.
         dialogue: Number of the dialogue in its session, from 0; the next one begins without context.
@@ -82,11 +68,11 @@ class Utterance(Header, frozen=True, tag="utterance"):
         start_ns, end_ns: Session time of the speech, pre-roll and tail left out.
         started_wall_ns: As in Hello.
         clock_id: Names the machine whose monotonic clock the following four are of.
-        heard_ns: Last voiced sample.
-        decided_ns: End of the utterance decided.
-        asr_started_ns, asr_ended_ns: Transcription.
-        audio: int16 [S], 16 kHz, or absent.
-        video: uint8 RGB [8, 224, 224, 3], or absent.
+        heard_ns: Last voiced sample; of an interim, the last sample that its text is of.
+        decided_ns: End of the utterance decided; of an interim, its sound taken.
+        asr_started_ns, asr_ended_ns: Transcription and the finding of the speaker, as far as they came after the
+            decision.
+        asr_hidden_ns: How long the transcription ran before the decision.
     """
 
     seq: Count
@@ -102,8 +88,18 @@ class Utterance(Header, frozen=True, tag="utterance"):
     decided_ns: Count
     asr_started_ns: Count
     asr_ended_ns: Count
+    asr_hidden_ns: Count
+
+
+class Utterance(Spoken, frozen=True, tag="utterance"):
+    """One transcribed utterance, with its sound (int16 [S], 16 kHz) and pictures (uint8 RGB [8, 224, 224, 3])."""
+
     audio: Buffer | Absent
     video: Buffer | Absent
+
+
+class Interim(Spoken, frozen=True, tag="interim"):
+    """An utterance that is not over: its words so far, without sound and pictures. No ack, never sent again."""
 
 
 class Report(Header, frozen=True, tag="report"):
@@ -120,15 +116,13 @@ class Ack(Header, frozen=True, tag="ack"):
     seq: Count
 
 
-Message: TypeAlias = Hello | Utterance | Report | Ack
+Message: TypeAlias = Hello | Utterance | Interim | Report | Ack
 Media: TypeAlias = NDArray[np.int16] | NDArray[np.uint8] | Absent
 
 # Kind, dtype and dimensions of an Utterance's buffers.
 _SHAPED = (("sound", "int16", 1), ("pictures", "uint8", 4))
 
 _header_decoder = msgspec.msgpack.Decoder(Message)
-# What msgspec raises on bytes that are no message; text that is not UTF-8 is a plain ValueError.
-_UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 class _AnyHeader(Struct):
@@ -169,7 +163,7 @@ def decode(frames: Sequence[Frame]) -> tuple[Message, tuple[Media, ...]]:
     _check_protocol(frames[0])
     try:
         header = _header_decoder.decode(frames[0])
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise _bad(f"a header that does not decode: {error}") from error
     wanted = (header.audio, header.video) if isinstance(header, Utterance) else ()
     buffers = list(frames[1:])
@@ -183,7 +177,7 @@ def _check_protocol(frame: Frame) -> None:
     """Another protocol is named as such, not by the first of its fields that is unknown here."""
     try:
         protocol = msgspec.msgpack.decode(frame, type=_AnyHeader).protocol
-    except _UNREADABLE:
+    except UNREADABLE:
         return  # the full decoding says what is wrong
     if protocol != PROTOCOL:
         raise _bad(f"protocol {protocol}")
@@ -207,234 +201,7 @@ def _take(wanted: Buffer | Absent, shaped: tuple[str, str, int], buffers: list[F
 
 
 def _bad(seen: str) -> WireError:
-    # What a peer sent may be long; the error goes into a log line and an event.
-    return WireError(
-        textwrap.shorten(seen, 300), f"a message of protocol {PROTOCOL}", "run the same version on both sides"
-    )
-
-
-# --------------------------------------------------------------------------------------------------- event bus
-
-
-class SpeechStarted(Struct, frozen=True, forbid_unknown_fields=True):
-    """Somebody began to speak at `start_ns` of the session."""
-
-    start_ns: Count
-
-
-class SpeechEnded(Struct, frozen=True, forbid_unknown_fields=True):
-    """Utterance `seq` ended. `forced`: cut at the maximum length."""
-
-    seq: Count
-    start_ns: Count
-    end_ns: Count
-    forced: bool
-
-
-class Rejected(Struct, frozen=True, forbid_unknown_fields=True):
-    """Utterance `seq` (type `utterance.rejected`) was heard but never enters the dialogue, and why."""
-
-    seq: Count
-    reason: str
-
-
-class Transcript(Struct, frozen=True, forbid_unknown_fields=True):
-    """What was said in utterance `seq`; speaker and dialogue as in Emotion."""
-
-    seq: Count
-    speaker: str
-    speaker_certain: bool
-    dialogue: Count
-    text: str
-    start_ns: Count
-    end_ns: Count
-
-
-class Modality(Struct, frozen=True, forbid_unknown_fields=True):
-    """`captured`: it reached the worker. `used`: the model read it. `reason`: why it was not used, else null."""
-
-    captured: bool
-    used: bool
-    reason: str | None
-
-
-class Stages(Struct, frozen=True, forbid_unknown_fields=True):
-    """Milliseconds, counted from the last voiced sample.
-
-    `hangover`: to the decision that the utterance ended. `asr_wait`, `asr`: until and during transcription and the
-    finding of the speaker. `link`: to the worker. `compute`: context, features and model. `total`: all of it. `link`
-    and `total` are null when capture and worker run on different machines, whose clocks cannot be compared.
-    """
-
-    hangover: float
-    asr_wait: float
-    asr: float
-    link: float | None
-    compute: float
-    total: float | None
-
-
-class Emotion(Struct, frozen=True, forbid_unknown_fields=True):
-    """The emotion of one utterance.
-
-    Attributes:
-        utterance: `<session>/<seq>`.
-        speaker: Who spoke; an id means the same person within one `dialogue` of the session only.
-        speaker_certain: False where the speaker is only the nearest guess.
-        dialogue: From 0; after a long silence or on the user's word the next one begins, without context.
-        start, end: Wall clock of `start_ns`, `end_ns`, ISO 8601 UTC; for a replay as if it had been live.
-        label: The likeliest class.
-        probabilities: Every class; they sum to 1.
-        confidence: Probability of `label`.
-        sentiment: What the label implies; null where it implies none.
-        modalities: text, audio, video.
-        context_turns: Turns the model read, this one included.
-        final: False for an interim guess.
-    """
-
-    utterance: str
-    seq: Count
-    speaker: str
-    speaker_certain: bool
-    dialogue: Count
-    text: str
-    start_ns: Count
-    end_ns: Count
-    start: str
-    end: str
-    label: str
-    probabilities: dict[str, Annotated[float, Meta(ge=0, le=1)]]
-    confidence: Annotated[float, Meta(ge=0, le=1)]
-    sentiment: Literal["negative", "neutral", "positive"] | None
-    modalities: dict[str, Modality]
-    context_turns: Annotated[int, Meta(ge=1)]
-    stages_ms: Stages
-    model: str
-    backend: str
-    final: bool
-
-
-class Device(Struct, frozen=True, forbid_unknown_fields=True):
-    """A microphone or camera was `opened`, `lost` or `found` again."""
-
-    device: DeviceKind
-    name: str
-    state: Literal["opened", "lost", "found", "ended"]
-
-
-class Fault(Struct, frozen=True, forbid_unknown_fields=True):
-    """Something went wrong and the program goes on. `seq`: the utterance concerned, if one is."""
-
-    message: str
-    seq: Count | None
-
-
-class Status(Struct, frozen=True, forbid_unknown_fields=True):
-    """Heartbeat, each second. `role`: who speaks. `state`: `running`, or `stopped` as its last word.
-
-    `queues`, `counters`: names and numbers of what waits and of what was counted since the start (drops, overflows).
-    """
-
-    role: Literal["capture", "worker"]
-    state: Literal["running", "stopped"]
-    queues: dict[str, Count]
-    counters: dict[str, Count]
-
-
-EventData: TypeAlias = SpeechStarted | SpeechEnded | Rejected | Transcript | Emotion | Device | Fault | Status
-
-EVENT_DATA: dict[str, type[EventData]] = {
-    "speech.started": SpeechStarted,
-    "speech.ended": SpeechEnded,
-    "utterance.rejected": Rejected,
-    "transcript": Transcript,
-    "emotion": Emotion,
-    "device": Device,
-    "fault": Fault,
-    "status": Status,
-}
-EVENT_TYPES = {data: name for name, data in EVENT_DATA.items()}
-
-
-class Event(Struct, frozen=True, forbid_unknown_fields=True):
-    """A CloudEvents 1.0 object.
-
-    Attributes:
-        specversion: "1.0".
-        id: Unique within `source`; a repeated id is a repeated event.
-        source: `/telme-stream/<session>`.
-        type: A key of EVENT_DATA.
-        time: When it was made, ISO 8601 UTC.
-        datacontenttype: "application/json".
-        seq: Counts the stored events of a worker; a gap is a loss. A status repeats the last one.
-        data: The struct that `type` names.
-    """
-
-    specversion: Literal["1.0"]
-    id: str
-    source: str
-    type: str
-    time: str
-    datacontenttype: Literal["application/json"]
-    seq: Count
-    data: msgspec.Raw
-
-    @property
-    def session(self) -> str:
-        """The session the event is of."""
-        return self.source.rpartition("/")[2]
-
-    def payload(self) -> EventData:
-        """`data`, typed.
-
-        Raises:
-            WireError: The type is unknown or the data does not fit it.
-        """
-        return _payload(self.type, self.data, msgspec.json.decode)
-
-
-def make_event(session: str, seq: int, data: EventData, wall_ns: int, event_id: str) -> bytes:
-    """JSON of an event.
-
-    Args:
-        session: Its session.
-        seq: Its number on the bus.
-        data: What it says.
-        wall_ns: When, ns since 1970.
-        event_id: Unique within the session.
-    """
-    return msgspec.json.encode(
-        Event(
-            specversion="1.0",
-            id=event_id,
-            source=f"/telme-stream/{session}",
-            type=EVENT_TYPES[type(data)],
-            time=iso_utc(wall_ns),
-            datacontenttype="application/json",
-            seq=seq,
-            data=msgspec.Raw(msgspec.json.encode(data)),
-        )
-    )
-
-
-def topic(event_type: str, session: str) -> bytes:
-    """Frame 0 of an event."""
-    return f"{TOPIC_ROOT}.{event_type}.{session}".encode()
-
-
-def read_event(json: bytes) -> Event:
-    """Read an event's envelope.
-
-    Raises:
-        WireError: It is not an event of this schema.
-    """
-    try:
-        return _event_decoder.decode(json)
-    except _UNREADABLE as error:
-        raise _bad(f"an event that does not decode: {error}") from error
-
-
-_event_decoder = msgspec.json.Decoder(Event)
+    return unreadable(seen, f"a message of protocol {PROTOCOL}")
 
 
 def make_report(session: str, data: EventData, wall_ns: int) -> Report:
@@ -448,47 +215,4 @@ def report_data(report: Report) -> EventData:
     Raises:
         WireError: The type is unknown or the data does not fit it.
     """
-    return _payload(report.event, report.data, msgspec.msgpack.decode)
-
-
-def _payload(event_type: str, raw: msgspec.Raw, decode_as: Any) -> EventData:
-    if event_type not in EVENT_DATA:
-        raise _bad(f"an event of type {event_type!r}")
-    try:
-        data: EventData = decode_as(raw, type=EVENT_DATA[event_type])
-    except _UNREADABLE as error:
-        raise _bad(f"a {event_type} event whose data does not decode: {error}") from error
-    return data
-
-
-def event_schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of an event; `stream/schema/event-1.json` is its text."""
-    names = list(EVENT_DATA)
-    (envelope, *data), components = msgspec.json.schema_components(
-        [Event, *EVENT_DATA.values()], ref_template="#/$defs/{name}"
-    )
-    cases = [
-        {
-            "if": {"properties": {"type": {"const": name}}},
-            "then": {"properties": {"data": reference}},
-        }
-        for name, reference in zip(names, data, strict=True)
-    ]
-    components["Event"]["properties"]["type"] = {"enum": names}
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": "urn:telme-stream:event-1",
-        "title": "An event of telme-stream (CloudEvents 1.0)",
-        **envelope,
-        "allOf": cases,
-        "$defs": components,
-    }
-
-
-def schema_text() -> str:
-    """`stream/schema/event-1.json`."""
-    return json_text.dumps(event_schema(), indent=2) + "\n"
-
-
-if __name__ == "__main__":
-    sys.stdout.write(schema_text())
+    return read_payload(report.event, report.data, msgspec.msgpack.decode)

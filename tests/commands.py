@@ -16,9 +16,9 @@ from threading import Event as ThreadEvent
 
 import msgspec
 
-from stream.wire import Emotion, Event, read_event
+from stream.bus import Emotion, Event, read_event
 
-COMMAND = (sys.executable, "-m", "stream.cli")
+COMMAND = (sys.executable, "-m", "stream")
 DEADLINE_S = 150
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ANY_PORT = ("--events-address", "tcp://127.0.0.1:*")

@@ -1,9 +1,9 @@
-"""Real devices for the live tests: a virtual microphone (PulseAudio) and a camera on the network (ffmpeg).
+"""Real devices for the live tests: a virtual microphone (PulseAudio) and cameras on the network (ffmpeg, GStreamer).
 
 Everything runs in user space, in private folders and on the loopback; each fixture ends what it started, and skips with
 the names of the Debian packages that are missing. PortAudio reads its environment once, when it is loaded, so the
-microphone is recorded by a child process: `python -m tests.live OUT.npy [only-48k-stereo]`. What fails on purpose, and
-comes back, is in `tests.faults`.
+microphone is recorded by a child process: `python -m tests.live OUT.npy [only-48k-stereo] [two-channels]`. What fails
+on purpose, and comes back, is in `tests.faults`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ import time
 import wave
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -51,8 +53,8 @@ def eventually(holds: Callable[[], bool], what: str) -> None:
 
 
 def require(**packages: bool) -> None:
-    """Skip the test, naming the Debian packages that are not there (`_` stands for `-`)."""
-    missing = [name.replace("_", "-") for name, is_there in packages.items() if not is_there]
+    """Skip the test, naming the Debian packages that are not there (`_` stands for `-`, `__` for `.`)."""
+    missing = [name.replace("__", ".").replace("_", "-") for name, is_there in packages.items() if not is_there]
     if missing:
         pytest.skip(f"needs: apt-get install {' '.join(missing)}")
 
@@ -123,10 +125,14 @@ class VirtualMicrophone:
         return subprocess.run(command, env=self.environment, capture_output=True, check=False).returncode == 0
 
     def record_while_playing(self, pcm: Pcm, rate_hz: int, *options: str) -> Pcm:
-        """Play `pcm` with paplay and return the 2 s that a child's Microphone hears once it is loud: 16 kHz mono."""
+        """Play `pcm` ([S], or [S, 2]) with paplay; return the 2 s that a child's Microphone hears once it is loud.
+
+        Returns:
+            int16 [channels, S], 16 kHz.
+        """
         sound, heard = self.folder / "played.wav", self.folder / "heard.npy"
         with wave.open(str(sound), "wb") as file:
-            file.setparams((1, 2, rate_hz, 0, "NONE", ""))
+            file.setparams((pcm.ndim, 2, rate_hz, 0, "NONE", ""))
             file.writeframes(pcm.tobytes())
         command = [sys.executable, "-m", "tests.live", str(heard), *options]
         with ExitStack() as stack:
@@ -187,42 +193,53 @@ class _Only48kStereo:
         self._sounddevice.check_input_settings(**settings)
 
 
-def record(out: Path, only_48k_stereo: bool) -> None:
-    """Record the default microphone until 2 s have come since it became loud, and save those."""
+def record(out: Path, only_48k_stereo: bool, channels: int) -> None:
+    """Record the default microphone until 2 s have come since it became loud, and save those: int16 [channels, S]."""
     import sounddevice
 
     portaudio = _Only48kStereo(sounddevice) if only_48k_stereo else sounddevice
-    heard: list[Pcm] = []
-    with Microphone(MicConfig(), open_recording=lambda config: PortAudioRecording(config, portaudio)) as mic:
+    heard: list[list[Pcm]] = [[] for _ in range(channels)]
+    with Microphone(
+        MicConfig(channels=channels), open_recording=lambda config: PortAudioRecording(config, portaudio)
+    ) as mic:
         for block in mic.blocks():
             if isinstance(block, Stalled):
                 continue
-            if heard or np.abs(block.pcm.astype(int)).max() > LOUD:
-                heard.append(block.pcm)
-            if sum(map(len, heard)) >= 2 * SAMPLE_RATE_HZ:
+            if heard[0] or np.abs(block.pcm.astype(int)).max() > LOUD:
+                heard[block.channel].append(block.pcm)
+            if sum(map(len, heard[-1])) >= 2 * SAMPLE_RATE_HZ:
                 break
-    np.save(out, np.concatenate(heard))
+    np.save(out, np.stack([np.concatenate(channel)[: 2 * SAMPLE_RATE_HZ] for channel in heard]))
 
 
 # --- camera
 
 
-class MjpegServer:
-    """ffmpeg drawing one colour and serving it as MJPEG over HTTP to the first client."""
+@dataclass
+class ServedCamera:
+    """A camera on the network: a process that serves pictures at a port of its own.
 
-    def __init__(self) -> None:
+    Args:
+        scheme: Of its address.
+        path: Of its address.
+        command: What serves at an address the pictures that `start` is asked for.
+    """
+
+    scheme: str
+    path: str
+    command: Callable[[str, str], list[str]]
+
+    def __post_init__(self) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port: int = probe.getsockname()[1]
         self._process: subprocess.Popen[bytes] | None = None
-        self.url = f"http://127.0.0.1:{self._port}/camera.mjpg"
+        self.url = f"{self.scheme}://127.0.0.1:{self._port}/{self.path}"
 
-    def start(self, colour: str) -> None:
-        """Serve that colour, one of ffmpeg's names, at 25 pictures per second; return when it can be opened."""
-        command = ["ffmpeg", "-nostdin", "-loglevel", "quiet", "-re", "-f", "lavfi", "-i"]
-        command += [f"color=c={colour}:s=320x240:r=25", "-c:v", "mjpeg", "-f", "mpjpeg", "-listen", "1", self.url]
-        self._process = subprocess.Popen(command)
-        eventually(self._is_up, "ffmpeg serves")
+    def start(self, pictures: str) -> None:
+        """Serve; return when it can be opened."""
+        self._process = subprocess.Popen(self.command(self.url, pictures))
+        eventually(self._is_up, f"{self.url} is served")
 
     def stop(self) -> None:
         """End the stream, as a camera does whose cable is pulled."""
@@ -239,15 +256,45 @@ class MjpegServer:
 
 
 @pytest.fixture
-def mjpeg_server() -> Iterator[MjpegServer]:
-    """A camera on the network, not yet started."""
+def mjpeg_server() -> Iterator[ServedCamera]:
+    """MJPEG over HTTP to the first client: one colour by ffmpeg's name, 25 pictures per second. Not yet started."""
     require(ffmpeg=shutil.which("ffmpeg") is not None)
-    server = MjpegServer()
+
+    def command(url: str, colour: str) -> list[str]:
+        drawn = ["-re", "-f", "lavfi", "-i", f"color=c={colour}:s=320x240:r=25", "-c:v", "mjpeg", "-f", "mpjpeg"]
+        return ["ffmpeg", "-nostdin", "-loglevel", "quiet", *drawn, "-listen", "1", url]
+
+    server = ServedCamera("http", "camera.mjpg", command)
     try:
         yield server
     finally:
         server.stop()
 
 
+@pytest.fixture
+def rtsp_server() -> Iterator[ServedCamera]:
+    """H.264 over RTSP: what a piece of a GStreamer pipeline draws. Not yet started."""
+    require(
+        python3_gi=Path("/usr/lib/python3/dist-packages/gi").is_dir(),
+        gir1__2_gst_rtsp_server_1__0=_in_usr_lib("girepository-1.0/GstRtspServer-1.0.typelib"),
+        gstreamer1__0_plugins_base=_in_usr_lib("gstreamer-1.0/libgstvideotestsrc.so"),
+        gstreamer1__0_plugins_good=_in_usr_lib("gstreamer-1.0/libgstrtp.so"),
+        gstreamer1__0_plugins_ugly=_in_usr_lib("gstreamer-1.0/libgstx264.so"),
+    )
+
+    def command(url: str, pictures: str) -> list[str]:
+        return ["/usr/bin/python3", str(Path(__file__).with_name("rtsp_server.py")), str(urlsplit(url).port), pictures]
+
+    server = ServedCamera("rtsp", "camera", command)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def _in_usr_lib(name: str) -> bool:
+    return any(Path("/usr/lib").glob(f"*/{name}"))
+
+
 if __name__ == "__main__":
-    record(Path(sys.argv[1]), "only-48k-stereo" in sys.argv[2:])
+    record(Path(sys.argv[1]), "only-48k-stereo" in sys.argv[2:], 2 if "two-channels" in sys.argv[2:] else 1)

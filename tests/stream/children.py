@@ -8,7 +8,7 @@ import sys
 from multiprocessing.connection import Connection
 from threading import Event
 
-from stream.control import Control
+from stream.control import Control, hear
 
 FAILURE = {"seen": "no microphone", "expected": "one", "remedy": "plug one in", "exit_code": "2"}
 
@@ -20,6 +20,16 @@ def obedient(line: Connection) -> None:
     if control.wait_go():
         control.ready({"state": "went"})
         control.wait_stop()
+
+
+def slow_to_start(line: Connection) -> None:
+    """Says three times that it is preparing, each time once it is told something; then it is ready."""
+    control = Control(line)
+    for _ in range(3):
+        control.preparing()
+        hear(line)
+    control.ready({"state": "ready"})
+    control.wait_stop()
 
 
 def talkative(line: Connection) -> None:

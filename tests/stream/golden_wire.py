@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stream import wire
+from stream import bus, wire
 from tests.stream.samples import EVENTS, MESSAGES, event_json
 
 GOLDEN = Path(__file__).parents[1] / "golden" / f"wire-{wire.PROTOCOL}"
@@ -21,7 +21,7 @@ def golden_files() -> dict[str, bytes]:
         for place, frame in enumerate(wire.encode(message, media)):
             files[f"{number:02d}-{name}.{place}.bin"] = bytes(frame)
     for data in EVENTS:
-        files[f"event-{wire.EVENT_TYPES[type(data)]}.json"] = event_json(data)
+        files[f"event-{bus.EVENT_TYPES[type(data)]}.json"] = event_json(data)
     return files
 
 

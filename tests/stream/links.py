@@ -14,9 +14,10 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from stream import link as link_module
+from stream.bus import Fault
 from stream.journal import Outbox
 from stream.link import CaptureLink, Received, WorkerLink
-from stream.wire import PROTOCOL, Ack, Fault, Hello, Media, Report, Utterance, make_report
+from stream.wire import PROTOCOL, Ack, Hello, Media, Report, Utterance, make_report
 from telme.errors import WireError
 from tests.stream.samples import AUDIO, NO_VIDEO, SESSION, WALL_NS, utterance
 

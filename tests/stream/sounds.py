@@ -9,15 +9,13 @@ from pathlib import Path
 
 import numpy as np
 from faster_whisper import decode_audio
-from numpy.typing import NDArray
 
+from bench import noises
 from stream.items import SAMPLE_RATE_HZ, Pcm
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 _PRE_ROLL_MS = 300
 _TAIL_MS = 200
-
-Wave = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -45,56 +43,14 @@ def no_speech(seconds: float) -> Iterator[tuple[str, Pcm]]:
     yield "silence", np.zeros(count, np.int16)
     for rms in (30, 300, 2000, 6000):
         for name, wave in (
-            ("white noise", random.normal(size=count)),
-            ("brown noise", _brown(random, count)),
-            ("hum", _hum(count)),
-            ("music", _music(random, count)),
-            ("keyboard", _clicks(random, count)),
+            ("white noise", noises.white(random, count)),
+            ("brown noise", noises.brown(random, count)),
+            ("hum", noises.hum(random, count)),
+            ("music", noises.music(random, count)),
+            ("keyboard", noises.keyboard(random, count)),
         ):
-            yield f"{name}, RMS {rms}", _at_rms(wave, rms)
+            yield f"{name}, RMS {rms}", noises.to_pcm(noises.at_rms(wave, rms))
 
 
 def _at(milliseconds: int) -> int:
     return max(0, milliseconds) * SAMPLE_RATE_HZ // 1000
-
-
-def _at_rms(wave: Wave, rms: float) -> Pcm:
-    level = float(np.sqrt(np.mean(wave**2)))
-    pcm: Pcm = np.clip(wave * rms / level, -32768, 32767).astype(np.int16)
-    return pcm
-
-
-def _brown(random: np.random.Generator, count: int) -> Wave:
-    """White noise whose power falls with the square of the frequency, from 20 Hz on."""
-    spectrum = np.fft.rfft(random.normal(size=count))
-    hz = np.fft.rfftfreq(count, 1 / SAMPLE_RATE_HZ)
-    return np.fft.irfft(spectrum / np.maximum(hz, 20), count)
-
-
-def _hum(count: int) -> Wave:
-    """Mains: 50 Hz and its overtones."""
-    time = np.arange(count) / SAMPLE_RATE_HZ
-    wave: Wave = np.sum([np.sin(2 * np.pi * 50 * k * time) / k for k in range(1, 8)], axis=0)
-    return wave
-
-
-def _music(random: np.random.Generator, count: int) -> Wave:
-    """Plucked major chords of a scale, four a second."""
-    wave = np.zeros(count)
-    for first in range(0, count, SAMPLE_RATE_HZ // 4):
-        root = 220 * 2 ** (random.choice([0, 2, 4, 5, 7, 9, 11, 12]) / 12)
-        time = np.arange(min(SAMPLE_RATE_HZ // 2, count - first)) / SAMPLE_RATE_HZ
-        for hz in (root * 2 ** (interval / 12) for interval in (0, 4, 7)):
-            tones = [np.sin(2 * np.pi * hz * k * time) / k**1.5 for k in range(1, 6)]
-            wave[first : first + len(time)] += np.sum(tones, axis=0) * np.exp(-5 * time)
-    return wave
-
-
-def _clicks(random: np.random.Generator, count: int) -> Wave:
-    """Keys pressed four to twelve times a second."""
-    wave = np.zeros(count)
-    first = 0
-    while first < count - 600:
-        wave[first : first + 600] += random.normal(size=600) * np.exp(-np.arange(600) / 80) * random.uniform(0.5, 1)
-        first += int(random.uniform(0.08, 0.25) * SAMPLE_RATE_HZ)
-    return wave

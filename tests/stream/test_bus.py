@@ -7,8 +7,8 @@ import socket
 import pytest
 import zmq
 
+from stream.bus import Fault
 from stream.link import Subscriber, WorkerLink
-from stream.wire import Fault
 from telme.errors import WireError
 from tests.stream.links import (
     DEADLINE_MS,

@@ -231,6 +231,17 @@ def test_pictures_are_rgb_and_stamped_at_the_grab() -> None:
     assert device.released.is_set()
 
 
+def test_the_driver_is_drained_however_few_pictures_are_kept() -> None:
+    device = FakeCapture()
+    config = CameraConfig(source=7, ring_fps=1, stale_ms=60_000)
+    for _ in range(20):
+        device.give()
+    with Camera(config, opener(device), patience()) as camera:
+        device.take(20)
+        assert len(camera.ring) == 1
+        device.lose()
+
+
 def test_rate_and_age_are_measured() -> None:
     device = FakeCapture()
     for _ in range(5):

@@ -1,32 +1,39 @@
-"""The capture side in one process, without sockets, devices or Whisper: blocks in, utterances out."""
+"""The capture side in one process, without sockets, devices, networks or Whisper: blocks in, utterances out."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
+from stream import capture
 from stream.asr import Transcription
-from stream.capture import AsrThread, Ears
+from stream.capture import Ears, Heard, Onward
 from stream.config import AsrConfig, CameraConfig, Config, SegmenterConfig
 from stream.frames import FrameRing
-from stream.items import SAMPLE_RATE_HZ, AudioBlock, Missing, Pcm, Span, Utterance, VideoFrame
+from stream.items import SAMPLE_RATE_HZ, AudioBlock, Draft, Interim, Missing, Pcm, Stalled, Utterance, VideoFrame
 from stream.segmenter import Started
-from telme.errors import LinkError, TranscriptionError
+from stream.vad import Evidence
 
 NS_PER_SAMPLE = 62_500
 START_NS = 5_000_000_000
 
 
-def speech(seconds: float) -> Pcm:
-    """Sound that WebRTC's detector takes for a voice: a buzz with the formants of a vowel, slowly shaken."""
-    time = np.arange(int(seconds * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
-    buzz = sum(
-        np.sin(2 * np.pi * 120 * k * time) * gain for k, gain in ((1, 1), (5, 0.8), (6, 0.9), (9, 0.5), (20, 0.2))
+@pytest.fixture(autouse=True)
+def level_detector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of the real speech decision: what is loud is speech."""
+    monkeypatch.setattr(
+        capture,
+        "SpeechDetector",
+        lambda aggressiveness: lambda frame: Evidence.STRONG if np.abs(frame).max() > 500 else Evidence.NONE,
     )
-    return (3000 * buzz * (0.7 + 0.3 * np.sin(2 * np.pi * 4 * time))).astype(np.int16)
+
+
+def speech(seconds: float) -> Pcm:
+    """Loud noise, so that no two pieces of it are alike."""
+    count = int(seconds * SAMPLE_RATE_HZ)
+    return np.random.default_rng(count).normal(0, 3000, count).clip(-32768, 32767).astype(np.int16)
 
 
 def silence(seconds: float) -> Pcm:
@@ -51,8 +58,10 @@ class FakeSource:
         raise AssertionError("nobody stops this source")
 
 
-def heard(source: FakeSource, frames: FrameRing | Missing, segmenter: SegmenterConfig) -> list[Started | Utterance]:
-    ears = Ears(Config(segmenter=segmenter, camera=CameraConfig()), source, frames)
+def heard(
+    source: FakeSource, frames: FrameRing | Missing, segmenter: SegmenterConfig, interim: bool = False
+) -> list[Heard]:
+    ears = Ears(Config(segmenter=segmenter, camera=CameraConfig(), asr=AsrConfig(interim=interim)), source, frames)
     found = [item for block in source.blocks() for item in ears.hear(block)]
     return [*found, *ears.end()]
 
@@ -64,7 +73,7 @@ def conversation() -> Pcm:
 
 def test_utterances_carry_their_own_sound_and_times(conversation: Pcm) -> None:
     items = heard(FakeSource(conversation), Missing("no camera"), SegmenterConfig())
-    assert [type(item) for item in items] == [Started, Utterance, Started, Utterance]
+    assert [type(item) for item in items] == [Started, Draft, Utterance, Started, Utterance]
     first, second = (item for item in items if isinstance(item, Utterance))
     assert [first.seq, second.seq] == [0, 1]
     for utterance in (first, second):
@@ -80,6 +89,16 @@ def test_utterances_carry_their_own_sound_and_times(conversation: Pcm) -> None:
 def test_the_end_of_the_source_closes_what_is_open() -> None:
     items = heard(FakeSource(np.concatenate((silence(0.5), speech(1)))), Missing("none"), SegmenterConfig())
     assert isinstance(items[-1], Utterance)
+
+
+def test_a_stall_closes_what_is_open() -> None:
+    source = FakeSource(np.concatenate((silence(0.5), speech(1.5))))
+    ears = Ears(Config(), source, Missing("none"))
+    items = [item for block in source.blocks() for item in ears.hear(block)]
+    assert not any(isinstance(item, Utterance) for item in items)
+    (utterance,) = (item for item in ears.hear(Stalled(START_NS)) if isinstance(item, Utterance))
+    assert not utterance.span.forced
+    assert list(ears.hear(Stalled(START_NS))) == []
 
 
 def test_frames_are_those_of_the_utterances_own_time(conversation: Pcm) -> None:
@@ -106,83 +125,69 @@ def test_stale_frames_are_missing_not_served(conversation: Pcm) -> None:
     assert "missing" in first.frames.reason
 
 
-class FakeTranscriber:
-    """Says the number of samples; fails on request; can be held back."""
-
-    def __init__(self) -> None:
-        self.go = threading.Event()
-        self.go.set()
-        self.fail = False
-        self.busy = threading.Event()
-
-    def transcribe(self, pcm: Pcm) -> Transcription:
-        self.busy.set()
-        self.go.wait()
-        if self.fail:
-            raise TranscriptionError("the fake failed", "a transcript", "nothing")
-        return Transcription(str(len(pcm)), None)
+def test_a_draft_is_the_utterance_that_follows_unless_speech_goes_on() -> None:
+    pcm = np.concatenate((silence(1), speech(1), silence(0.35), speech(1), silence(1)))
+    items = heard(FakeSource(pcm), Missing("none"), SegmenterConfig())
+    assert [type(item) for item in items] == [Started, Draft, Onward, Draft, Utterance]
+    early, late, whole = items[1], items[3], items[4]
+    assert isinstance(early, Draft)
+    assert isinstance(late, Draft)
+    assert isinstance(whole, Utterance)
+    assert early.span.end < whole.span.end
+    assert late.span == whole.span
+    assert np.array_equal(late.pcm, whole.pcm)
+    assert late.channel == whole.channel
 
 
-class Sent:
-    """Collects what the thread sends; can fail."""
-
-    def __init__(self) -> None:
-        self.results: list[tuple[int, Transcription]] = []
-        self.broken = False
-
-    def __call__(self, utterance: Utterance, said: Transcription, started_ns: int) -> None:
-        if self.broken:
-            raise LinkError("the link stopped", "a link", "nothing")
-        self.results.append((utterance.seq, said))
-
-
-def utterance(seq: int) -> Utterance:
-    return Utterance(seq, 0, Span(0, 9, 0, 9, False), 0, 562_500, np.zeros(seq + 1, np.int16), Missing("none"), 1, 2)
-
-
-def test_utterances_are_transcribed_in_order() -> None:
-    sent = Sent()
-    with AsrThread(FakeTranscriber(), AsrConfig(queue_utterances=2), sent, waits=True) as asr:
-        for seq in range(20):
-            asr.submit(utterance(seq))
-        asr.drain(30)
-    assert [(seq, said.text) for seq, said in sent.results] == [(seq, str(seq + 1)) for seq in range(20)]
-
-
-def test_a_live_source_never_waits_and_says_what_it_leaves_out() -> None:
-    sent, transcriber = Sent(), FakeTranscriber()
-    transcriber.go.clear()
-    with AsrThread(transcriber, AsrConfig(queue_utterances=2), sent, waits=False) as asr:
-        asr.submit(utterance(0))
-        assert transcriber.busy.wait(30)
-        for seq in range(1, 5):
-            asr.submit(utterance(seq))
-        left_out = [(seq, said.rejected) for seq, said in sent.results]
-        transcriber.go.set()
-        asr.drain(30)
-    assert [seq for seq, _ in left_out] == [3, 4]
-    assert all("2 utterances behind" in str(reason) for _, reason in left_out)
-    assert sorted(seq for seq, said in sent.results if said.rejected is None) == [0, 1, 2]
+@pytest.mark.parametrize(
+    ("adaptive", "said", "hangover_ms"),
+    [
+        (True, Transcription("It is over.", None), 390),
+        (True, Transcription("It goes", None), 800),
+        (True, Transcription("Thank you.", "too little speech"), 500),
+        (False, Transcription("It is over.", None), 500),
+    ],
+)
+def test_the_words_of_a_draft_tell_when_the_utterance_ends(
+    adaptive: bool, said: Transcription, hangover_ms: int
+) -> None:
+    source = FakeSource(np.concatenate((silence(1), speech(1), silence(2))), size=480)
+    ears = Ears(Config(segmenter=SegmenterConfig(adaptive=adaptive)), source, Missing("none"))
+    for block in source.blocks():
+        for item in ears.hear(block):
+            if isinstance(item, Draft):
+                ears.take(item, said)
+            if isinstance(item, Utterance):
+                silent_ms = (block.first_sample + len(block.pcm) - item.span.voiced_end) * 1000 / SAMPLE_RATE_HZ
+                assert hangover_ms <= silent_ms < hangover_ms + 30
+                return
+    raise AssertionError("no utterance")
 
 
-def test_an_utterance_the_recognizer_fails_on_is_rejected_and_the_next_is_not() -> None:
-    sent, transcriber = Sent(), FakeTranscriber()
-    transcriber.fail = True
-    with AsrThread(transcriber, AsrConfig(), sent, waits=True) as asr:
-        asr.submit(utterance(0))
-        asr.drain(30)
-    assert sent.results[0][1].rejected == "the fake failed; expected a transcript; nothing"
+def test_interims_come_each_second_with_the_number_of_the_utterance_and_end_with_it() -> None:
+    pcm = np.concatenate((silence(1), speech(0.8), silence(1), speech(3.5), silence(1)))
+    source = FakeSource(pcm)
+    items = heard(source, Missing("none"), SegmenterConfig(), interim=True)
+    interims = [item.so_far for item in items if isinstance(item, Interim)]
+    whole = [item for item in items if isinstance(item, Utterance)][1]
+    assert [interim.seq for interim in interims] == [1, 1, 1]
+    assert [round((interim.end_ns - interim.start_ns) / 1e9) for interim in interims] == [1, 2, 3]
+    for interim in interims:
+        assert interim.span.start == whole.span.start
+        assert np.array_equal(interim.pcm, whole.pcm[: len(interim.pcm)])
+        assert isinstance(interim.frames, Missing)
+    assert not any(isinstance(item, Interim) for item in heard(source, Missing("none"), SegmenterConfig()))
 
 
-def test_a_broken_link_ends_the_capture_and_does_not_hang_it() -> None:
-    sent = Sent()
-    sent.broken = True
-
-    def listen() -> None:
-        with AsrThread(FakeTranscriber(), AsrConfig(queue_utterances=1), sent, waits=True) as asr:
-            for seq in range(10):
-                asr.submit(utterance(seq))
-            asr.drain(30)
-
-    with pytest.raises(LinkError):
-        listen()
+def test_channels_number_their_utterances_as_speech_begins() -> None:
+    """The one that begins first may end last: an interim must know its number."""
+    long, short = (
+        np.concatenate((silence(at), speech(length), silence(6 - at - length))) for at, length in ((1, 4), (2, 1))
+    )
+    ears = Ears(Config(), FakeSource(long), Missing("none"))
+    found: list[Heard] = []
+    for block in FakeSource(long, 480).blocks():
+        found += ears.hear(block)
+        other = short[block.first_sample : block.first_sample + 480]
+        found += ears.hear(AudioBlock(block.first_sample, other, block.captured_ns, block.arrived_ns, channel=1))
+    assert [(item.channel, item.seq) for item in found if isinstance(item, Utterance)] == [(1, 1), (0, 0)]

@@ -14,7 +14,7 @@ import pytest
 
 from telme.bundle import bundle_path
 
-COMMAND = (sys.executable, "-m", "stream.cli")
+COMMAND = (sys.executable, "-m", "stream")
 DEADLINE_S = 120
 
 
@@ -59,12 +59,13 @@ def taken_port() -> Iterator[int]:
     ("arguments", "says"),
     [
         (["--nonsense"], ["--nonsense"]),
-        (["--events", "xml", "--input", __file__], ["--events xml", "console, jsonl"]),
+        (["--events", "xml", "--input", __file__], ["'--events'", "'console', 'jsonl'"]),
         (["--fast"], ["--fast without --input"]),
-        (["--speakers", "everybody", "--input", __file__], ["everybody", "speakers.mode"]),
-        (["--speakers", "channel"], ["--speakers channel", "--input FILE", "--speakers cluster"]),
+        (["--speakers", "everybody", "--input", __file__], ["'--speakers'", "everybody", "'cluster'"]),
+        (["--speakers", "channel"], ["--speakers channel", "--mic-channels 2", "--input FILE", "--speakers cluster"]),
         (["capture", "--speakers", "channel"], ["--speakers channel"]),
-        (["wach"], ["wach"]),
+        (["--camera-size", "1280"], ["camera.size", "expected WIDTHxHEIGHT"]),
+        (["wach"], ["wach", "; expected what telme-stream --help lists"]),
         (["--config", "none.toml"], ["none.toml"]),
     ],
 )

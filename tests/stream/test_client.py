@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from stream.bus import Event, EventData, Fault, Status, Transcript, make_event, read_event
 from stream.client import subscribe
 from stream.link import WorkerLink
-from stream.wire import Event, EventData, Fault, Status, Transcript, make_event, read_event
 from telme.errors import LinkError, UsageError, WireError
 
 DEADLINE_S = 30.0
@@ -75,6 +75,13 @@ def test_heartbeats_repeat_their_number_and_hide_no_event(address: str) -> None:
         assert [event.type for event in islice(found, 4)] == ["status", "status", "fault", "status"]
 
 
+def test_interim_guesses_repeat_a_number_and_hide_no_event(address: str) -> None:
+    """They are of now; an event that was kept for a while is older and yet to come."""
+    late = event(2, Transcript(0, "ann", True, 0, "hello", 0, 1, False), wall_ns=10**15)
+    with publisher(address, [fault(1), late, late, fault(2), fault(2)]), closing(subscribe(address)) as found:
+        assert [event.type for event in islice(found, 4)] == ["fault", "transcript", "transcript", "fault"]
+
+
 def test_a_worker_that_counts_anew_is_heard(address: str) -> None:
     """Its journal is new, so its numbers begin at 1 again: another run behind the same address."""
     later = [fault(1, wall_ns=10**15), fault(2, wall_ns=10**15 + 1), fault(1, wall_ns=10**15)]
@@ -84,9 +91,9 @@ def test_a_worker_that_counts_anew_is_heard(address: str) -> None:
 
 
 def test_only_the_types_asked_for_come(address: str) -> None:
-    said = event(2, Transcript(0, "ann", True, 0, "hello", 0, 1))
+    said = event(2, Transcript(0, "ann", True, 0, "hello", 0, 1, True))
     with publisher(address, [fault(1), said, fault(3)]), closing(subscribe(address, ["transcript"])) as found:
-        assert next(found).payload() == Transcript(0, "ann", True, 0, "hello", 0, 1)
+        assert next(found).payload() == Transcript(0, "ann", True, 0, "hello", 0, 1, True)
 
 
 def test_what_is_no_event_is_an_error(address: str) -> None:

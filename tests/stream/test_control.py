@@ -74,8 +74,10 @@ def test_each_word_of_a_new_dialogue_is_heard_until_stop(line: Line) -> None:
 def test_the_end_of_the_line_is_stop(line: Line) -> None:
     near, control = line
     assert not control.stop_asked()
+    assert not control.orphaned
     near.close()
     assert control.stop_asked()
+    assert control.orphaned
     control.wait_stop()
     assert not control.wait_go()
 

@@ -10,11 +10,11 @@ from typing import Any, Self
 import pytest
 
 from stream import devices
+from stream.bus import Device
 from stream.config import CameraConfig, Config
 from stream.devices import Devices
 from stream.frames import FrameRing
 from stream.items import AudioBlock, Change, Missing, Session, Stalled
-from stream.wire import Device
 from telme.errors import SourceError
 from tests.commands import EXAMPLES
 
@@ -27,7 +27,7 @@ class FakeMicrophone:
 
     opened: list[FakeMicrophone]
 
-    def __init__(self, config: Any, on_change: Callable[[Change], None]) -> None:
+    def __init__(self, config: Any, on_change: Callable[[Change], None], crop: Any = None) -> None:
         self.on_change = on_change
         self.name, self.overflows, self.alive, self.reopens = "USB mic", 3, True, 1
         self.is_open = False

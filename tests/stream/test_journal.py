@@ -85,9 +85,8 @@ def test_what_was_not_published_is_given_back_in_order(tmp_path: Path) -> None:
             store.add("s", "fault", json_of(str(number)))
         store.mark_published(2)
     with EventStore(tmp_path / "events") as store:
-        assert [event.json for event in store.unpublished()] == [b"0 1", b"2 3", b"3 4"]
-        for event in store.unpublished():
-            store.mark_published(event.seq)
+        assert [event.json for event in store.unpublished()] == [b"2 3", b"3 4"]
+        store.mark_published(4)
         assert store.unpublished() == []
 
 

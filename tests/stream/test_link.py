@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stream import flight
 from stream import link as link_module
 from stream.link import Received, WorkerLink
 from stream.wire import Media
@@ -94,7 +95,7 @@ def test_a_capture_process_that_comes_back_sends_what_it_left(address: str, tmp_
 def test_a_slow_worker_is_not_given_more_than_the_window(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link_module, "_WINDOW", 2)
+    monkeypatch.setattr(flight, "WINDOW", 2)
     with worker_at(address) as worker, capture_to(address, tmp_path) as capture:
         send(capture, *range(7))
         order = []

@@ -20,6 +20,7 @@ from stream.journal import Outbox
 from stream.link import CaptureLink, Received
 from stream.wire import PROTOCOL, Ack, Media, encode
 from telme.errors import LinkError, WireError
+from tests.live import eventually
 from tests.stream.links import (
     DEADLINE_MS,
     DEADLINE_S,
@@ -184,6 +185,18 @@ def test_an_address_that_is_none_ends_the_link_with_its_reason(tmp_path: Path) -
             capture.wait_answered(DEADLINE_S)
         with pytest.raises(LinkError, match="the link stopped: cannot connect to nowhere"):
             send(capture, 0)
+
+
+def test_a_worker_that_is_not_there_is_told_of_once(
+    address: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_module, "_GREETING_DEADLINE_S", 0.1)
+    with capture_to(address, tmp_path) as capture:
+        eventually(lambda: "no worker at" in caplog.text, "a warning")
+        send(capture, 0)
+        with worker_at(address) as worker:
+            assert len(utterances(worker, 1)) == 1
+    assert caplog.text.count(f"no worker at {address}; expected one; what is said waits for it") == 1
 
 
 def test_an_outbox_that_cannot_be_written_ends_the_link_with_its_reason(tmp_path: Path) -> None:

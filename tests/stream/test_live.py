@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from stream.camera import Camera, Patience
 from stream.config import CameraConfig
-from stream.items import SAMPLE_RATE_HZ, Missing, VideoFrame
-from tests.live import MjpegServer, VirtualMicrophone, eventually
+from stream.items import SAMPLE_RATE_HZ, Missing, Pcm, VideoFrame
+from tests.live import ServedCamera, VirtualMicrophone, eventually
 
 MS = 1_000_000
 TOLERANCE_NS = 500 * MS
 QUICK_BACK_OFF = Patience(back_off_s=(0.05,))
 
 
-@pytest.mark.parametrize("options", [(), ("only-48k-stereo",)])
-def test_a_tone_that_is_played_is_heard(virtual_microphone: VirtualMicrophone, options: tuple[str, ...]) -> None:
+def tone(hz: int) -> Pcm:
+    """45 s at 48 kHz."""
     at = np.arange(48_000 * 45) / 48_000
-    tone = (np.sin(2 * np.pi * 1_000 * at) * 12_000).astype(np.int16)
-    heard = virtual_microphone.record_while_playing(tone, 48_000, *options)
+    return (np.sin(2 * np.pi * hz * at) * 12_000).astype(np.int16)
+
+
+def assert_is_tone(heard: Pcm, hz: int) -> None:
     second = heard[-SAMPLE_RATE_HZ:] * np.hanning(SAMPLE_RATE_HZ)
     power = np.abs(np.fft.rfft(second)) ** 2  # one bin per Hz
-    assert abs(int(power.argmax()) - 1_000) <= 2
-    assert power[990:1_011].sum() > 0.9 * power.sum()
+    assert abs(int(power.argmax()) - hz) <= 2
+    assert power[hz - 10 : hz + 11].sum() > 0.9 * power.sum()
+
+
+@pytest.mark.parametrize("options", [(), ("only-48k-stereo",)])
+def test_a_tone_that_is_played_is_heard(virtual_microphone: VirtualMicrophone, options: tuple[str, ...]) -> None:
+    (heard,) = virtual_microphone.record_while_playing(tone(1_000), 48_000, *options)
+    assert_is_tone(heard, 1_000)
+
+
+@pytest.mark.parametrize("options", [("two-channels",), ("two-channels", "only-48k-stereo")])
+def test_two_channels_are_heard_apart(virtual_microphone: VirtualMicrophone, options: tuple[str, ...]) -> None:
+    sound = np.stack([tone(700), tone(1_900)], axis=1)
+    left, right = virtual_microphone.record_while_playing(sound, 48_000, *options)
+    assert_is_tone(left, 700)
+    assert_is_tone(right, 1_900)
 
 
 def pictures_now(camera: Camera) -> list[VideoFrame] | Missing:
@@ -37,15 +54,26 @@ def shows(camera: Camera, colour: tuple[int, int, int]) -> bool:
     return not isinstance(found, Missing) and bool(np.abs(found[0].image.mean((0, 1)) - colour).max() < 25)
 
 
-def test_a_camera_by_url_shows_what_is_drawn_and_nothing_stale(mjpeg_server: MjpegServer) -> None:
-    mjpeg_server.start("red")
-    with Camera(CameraConfig(source=mjpeg_server.url, ring_fps=10), patience=QUICK_BACK_OFF) as camera:
+@pytest.fixture(params=["mjpeg", "rtsp"])
+def colours(request: pytest.FixtureRequest) -> tuple[ServedCamera, Callable[[str], str]]:
+    """A camera on the network, and what it is to be asked for to show a colour."""
+    server: ServedCamera = request.getfixturevalue(f"{request.param}_server")
+    drawn = "videotestsrc is-live=true pattern={} ! video/x-raw,width=320,height=240,framerate=25/1"
+    return server, drawn.format if request.param == "rtsp" else str
+
+
+def test_a_camera_by_url_shows_what_is_drawn_and_nothing_stale(
+    colours: tuple[ServedCamera, Callable[[str], str]],
+) -> None:
+    server, of = colours
+    server.start(of("red"))
+    with Camera(CameraConfig(source=server.url, ring_fps=10), patience=QUICK_BACK_OFF) as camera:
         eventually(lambda: shows(camera, (255, 0, 0)), "the picture is red")
         eventually(lambda: camera.fps > 5, "the rate is measured")
-        mjpeg_server.stop()
+        server.stop()
         eventually(lambda: isinstance(pictures_now(camera), Missing), "the last picture is no longer served")
         eventually(lambda: not camera.alive and camera.trouble is not None, "the loss is known")
         assert camera.fps == 0.0
-        mjpeg_server.start("blue")
+        server.start(of("blue"))
         eventually(lambda: shows(camera, (0, 0, 255)), "the picture is blue after the camera is back")
         eventually(lambda: camera.reopens == 1 and camera.trouble is None, "the return is known")

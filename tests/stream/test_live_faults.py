@@ -13,11 +13,11 @@ from threading import Thread
 import numpy as np
 import pytest
 
+from stream.bus import Device, Emotion, Event, EventData, SpeechEnded, SpeechStarted, Status
 from stream.camera import Camera
 from stream.config import CameraConfig, MicConfig
 from stream.items import AudioBlock, Change, Missing, Stalled
 from stream.mic import Microphone
-from stream.wire import Device, Emotion, Event, EventData, SpeechEnded, SpeechStarted, Status
 from tests.commands import ANY_PORT, running
 from tests.faults import FaultyCamera, Mode
 from tests.live import DEADLINE_S, FOREIGN, VirtualMicrophone, end_process, eventually
@@ -86,8 +86,8 @@ FAULTS: dict[str, tuple[Callable[[VirtualMicrophone], None], Callable[[VirtualMi
 }
 
 
-def fail_and_return(microphone: VirtualMicrophone, fault: str, listener: Listener) -> None:
-    """One fault from its beginning to its end."""
+def fail_and_return(microphone: VirtualMicrophone, fault: str, listener: Listener) -> float:
+    """One fault from its beginning to its end; returns the seconds from when it was mended to `found`."""
     harm, mend = FAULTS[fault]
     listener.changes.clear()
     harm(microphone)
@@ -95,16 +95,21 @@ def fail_and_return(microphone: VirtualMicrophone, fault: str, listener: Listene
     eventually(lambda: isinstance(listener.items[-1], Stalled), "the stall is told")
     heard = len(listener.blocks)
     mend(microphone)
+    mended_s = time.monotonic()
     assert len(listener.blocks) == heard or listener.changes == ["lost", "found"]
     eventually(lambda: listener.changes == ["lost", "found"], "the return is told")
+    found_s = time.monotonic()
     eventually(listener.hears(), "there is sound again")
+    return found_s - mended_s
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_microphone_that_goes_away_comes_back(microphone: VirtualMicrophone, fault: str) -> None:
+def test_a_microphone_that_goes_away_comes_back(
+    microphone: VirtualMicrophone, fault: str, record_property: Callable[[str, object], None]
+) -> None:
     with listening() as listener:
-        fail_and_return(microphone, fault, listener)
-        fail_and_return(microphone, fault, listener)
+        for _ in range(2):
+            record_property("back_after_s", round(fail_and_return(microphone, fault, listener), 2))
         items, blocks = listener.items, listener.blocks
     for before, after in pairwise(blocks):
         assert after.first_sample >= before.first_sample + len(before.pcm)
@@ -140,7 +145,9 @@ def colours(camera: Camera) -> set[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("mode", ["broken pictures", "noise", "nothing"])
-def test_a_camera_that_serves_no_pictures_is_lost_until_it_does(faulty_camera: FaultyCamera, mode: Mode) -> None:
+def test_a_camera_that_serves_no_pictures_is_lost_until_it_does(
+    faulty_camera: FaultyCamera, mode: Mode, record_property: Callable[[str, object], None]
+) -> None:
     changes: list[Change] = []
     with Camera(CameraConfig(source=faulty_camera.url), on_change=changes.append) as camera:
         eventually(lambda: colours(camera) == {RED}, "the picture is red")
@@ -151,7 +158,9 @@ def test_a_camera_that_serves_no_pictures_is_lost_until_it_does(faulty_camera: F
         assert colours(camera) == {RED}  # nothing is invented
         assert not camera.alive
         faulty_camera.colour, faulty_camera.mode = BLUE, "pictures"
+        mended_s = time.monotonic()
         eventually(lambda: changes == ["lost", "found"], "the return is told")
+        record_property("back_after_s", round(time.monotonic() - mended_s, 2))
         eventually(lambda: colours(camera) == {RED, BLUE}, "the picture is blue")
         assert camera.alive
 

@@ -81,12 +81,12 @@ class Heard:
         return [item for item in self.items if isinstance(item, AudioBlock)]
 
 
-def hear(*scripts: Sequence[Given], most: int = 100) -> Heard:
+def hear(*scripts: Sequence[Given], most: int = 100, channels: int = 1) -> Heard:
     """Listen until all recordings are used up, at most so many items."""
     changes: list[Change] = []
     openings = Openings(scripts)
     items = []
-    with Microphone(MicConfig(), changes.append, openings, QUICK) as mic:
+    with Microphone(MicConfig(channels=channels), changes.append, openings, QUICK) as mic:
         for item in mic.blocks():
             items.append(item)
             used_up = len(openings.opened) == len(scripts) and changes and changes[-1] == "lost"
@@ -122,6 +122,26 @@ def test_a_device_of_another_rate_gives_ours() -> None:
         4 * 480, abs=500
     )  # the filter holds its last ms back
     assert set(blocks[-1].pcm.tolist()) == {5}
+
+
+def stereo(number: int, left: int, right: int) -> Piece:
+    data = np.tile(np.array([left, right], np.int16), (480, 1))
+    return Piece(number * 480, HOUR_NS + 30 * number * MS, False, data.tobytes())
+
+
+def test_channels_that_differ_are_heard_apart_from_the_first_sound_on() -> None:
+    script: list[Given] = [Opened("interface", 16_000, 2), stereo(0, 0, 0), stereo(1, 5, 0), stereo(2, 7, 7)]
+    blocks = hear(script, channels=2).blocks
+    assert [(block.channel, int(block.pcm[0])) for block in blocks] == [(0, 0), (1, 0), (0, 5), (1, 0), (0, 7), (1, 7)]
+    assert [block.first_sample - blocks[0].first_sample for block in blocks] == [0, 0, 480, 480, 960, 960]
+    assert {len(block.pcm) for block in blocks} == {480}
+
+
+def test_one_channel_that_a_sound_server_made_two_of_is_heard_once(caplog: pytest.LogCaptureFixture) -> None:
+    script: list[Given] = [Opened("pulse", 16_000, 2), *(stereo(number, 5, 5) for number in range(3))]
+    blocks = hear(script, channels=2).blocks
+    assert [block.channel for block in blocks] == [0, 0, 0]
+    assert "same sound on all channels" in caplog.text
 
 
 def test_losses_on_the_way_are_counted_and_numbered() -> None:

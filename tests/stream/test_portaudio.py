@@ -57,7 +57,7 @@ def test_an_unknown_or_ambiguous_microphone_names_the_candidates(wanted: str | i
 
 
 def test_a_machine_without_a_microphone_says_so() -> None:
-    with pytest.raises(SourceError, match="the default microphone is not there; expected one of: no input device"):
+    with pytest.raises(SourceError, match=r"the default microphone is not there, nor any other; .*--input FILE"):
         choose_microphone([], None)
 
 
@@ -201,6 +201,18 @@ def test_the_devices_own_format_is_used_where_ours_is_refused(
     assert PortAudioRecording(MicConfig(), module).get(DEADLINE_S) == Opened("built-in", *opened)
     settings = module.streams[0].settings
     assert (settings["samplerate"], settings["channels"], settings["blocksize"]) == (*opened, opened[0] * 30 // 1000)
+
+
+@pytest.mark.parametrize(("formats", "opened"), [({(16_000, 2)}, (16_000, 2)), ({(48_000, 2)}, (48_000, 2))])
+def test_as_many_channels_are_opened_as_are_asked_for(formats: set[tuple[int, int]], opened: tuple[int, int]) -> None:
+    module = portaudio(formats=formats | {(16_000, 1), (48_000, 1)})
+    recording = PortAudioRecording(MicConfig(channels=2), module)
+    assert recording.get(DEADLINE_S) == Opened("built-in", *opened)
+
+
+def test_a_device_with_too_few_channels_says_so() -> None:
+    with pytest.raises(SourceError, match=r"'USB mic' has 1 input channels; expected 2.*--speakers cluster"):
+        PortAudioRecording(MicConfig(device="USB", channels=2), portaudio())
 
 
 def test_a_device_that_refuses_all_formats_says_which() -> None:

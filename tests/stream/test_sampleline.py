@@ -48,8 +48,8 @@ def test_numbers_and_stamps_stay_true_however_sound_is_cut_and_lost(
         for first, captured_ns, pcm in line.feed(piece):
             assert first >= next_sample
             assert captured_ns == pytest.approx(10**9 + first * 10**9 / SAMPLE_RATE_HZ, abs=10**9 / rate_hz + 62_500)
-            assert captured_ns + len(pcm) * 62_500 <= end_ns + 2 * 62_500
-            next_sample = first + len(pcm)
+            assert captured_ns + pcm.shape[1] * 62_500 <= end_ns + 2 * 62_500
+            next_sample = first + pcm.shape[1]
 
 
 @given(st.lists(st.integers(0, 9_600), max_size=12))
@@ -59,7 +59,7 @@ def test_the_cut_does_not_change_the_sound(cuts: list[int]) -> None:
 
     def through(cuts: Sequence[int]) -> Pcm:
         line = SampleLine(48_000, 2)
-        ready = [pcm for piece in pieces(frames, cuts, set(), 48_000, 2) for _, _, pcm in line.feed(piece)]
+        ready = [pcm[0] for piece in pieces(frames, cuts, set(), 48_000, 2) for _, _, pcm in line.feed(piece)]
         return np.concatenate([*ready, np.zeros(0, np.int16)])
 
     whole, cut = through([]), through(cuts)
@@ -75,14 +75,26 @@ def test_a_gap_ends_the_sound_before_it() -> None:
     frames = np.full((4_800, 1), 1_000, np.int16)
     before, _, after = pieces(frames, [1_440, 2_880], set(), 48_000, 1)
     got = [*line.feed(before), *line.feed(after)]
-    assert sum(len(pcm) for first, _, pcm in got if first < 960) == pytest.approx(480, abs=1)
+    assert sum(pcm.shape[1] for first, _, pcm in got if first < 960) == pytest.approx(480, abs=1)
     assert next(first for first, _, _ in got if first >= 480) == 960
 
 
 def test_channels_are_mixed_to_their_mean() -> None:
     frames = np.stack([ramp(0, 480), ramp(1_000, 480)], axis=1)
     ((_, _, pcm),) = SampleLine(16_000, 2).feed(Piece(0, 0, False, frames.tobytes()))
-    np.testing.assert_array_equal(pcm, ramp(500, 480))
+    np.testing.assert_array_equal(pcm, [ramp(500, 480)])
+
+
+@pytest.mark.parametrize(("rate_hz", "frames"), [(16_000, 480), (48_000, 1_440)])
+def test_channels_are_kept_apart_where_that_is_asked_for(rate_hz: int, frames: int) -> None:
+    line = SampleLine(rate_hz, 2, splits=True)
+    data = np.tile(np.array([100, -700], np.int16), (3 * frames, 1))
+    ready = [pcm for piece in pieces(data, [frames, 2 * frames], set(), rate_hz, 2) for _, _, pcm in line.feed(piece)]
+    heard = np.concatenate(ready, axis=1)
+    assert len(heard) == 2
+    assert heard.shape[1] >= 480
+    assert set(heard[0, 100:]) == {100}
+    assert set(heard[1, 100:]) == {-700}
 
 
 def test_frames_lost_inside_portaudio_are_told_from_the_stamps() -> None:

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import io
 import json
+from typing import get_args
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream import wire
-from stream.sinks import SINKS, emotion_line, make_sink
-from telme.errors import UsageError
+from stream import bus
+from stream.sinks import SinkName, emotion_line, make_sink
 from tests.stream.samples import EMOTION, EVENTS, event_json
 
 NO_TOTAL = msgspec.structs.replace(EMOTION, stages_ms=msgspec.structs.replace(EMOTION.stages_ms, total=None))
 
 
-def written(name: str, *events: wire.EventData) -> str:
+def written(name: SinkName, *events: bus.EventData) -> str:
     out = io.StringIO()
     sink = make_sink(name, out)
     for data in events:
         json_bytes = event_json(data)
-        sink(wire.read_event(json_bytes), json_bytes)
+        sink(bus.read_event(json_bytes), json_bytes)
     return out.getvalue()
 
 
@@ -34,7 +34,7 @@ def written(name: str, *events: wire.EventData) -> str:
         (NO_TOTAL, "00:01.2  speaker1  Ça va, Joey?                  joy      ████████░░  75%       "),
     ],
 )
-def test_the_line_of_an_emotion(emotion: wire.Emotion, line: str) -> None:
+def test_the_line_of_an_emotion(emotion: bus.Emotion, line: str) -> None:
     assert emotion_line(emotion, 80) == line
 
 
@@ -68,31 +68,62 @@ def test_the_console_says_what_people_want_to_know_and_no_more() -> None:
     assert lines[2:] == ["          (camera /dev/video0 lost)", "          (fault: a message was refused)"]
 
 
+class Terminal(io.StringIO):
+    """Notes what was there at the last flush."""
+
+    flushed = ""
+
+    def __init__(self, is_terminal: bool = True) -> None:
+        super().__init__()
+        self._is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self._is_terminal
+
+    def flush(self) -> None:
+        self.flushed = self.getvalue()
+
+
+SO_FAR = msgspec.structs.replace(EMOTION, text="Ça va,", final=False)
+
+
+def shown(out: Terminal, *events: bus.EventData) -> str:
+    sink = make_sink("console", out)
+    for data in events:
+        sink(bus.read_event(event_json(data)), event_json(data))
+    assert out.flushed == out.getvalue()
+    return out.flushed
+
+
+def test_a_file_has_a_marked_line_for_each_guess() -> None:
+    guess, final = shown(Terminal(is_terminal=False), SO_FAR, EMOTION).splitlines()
+    assert "  ... Ça va,  " in guess
+    assert "  Ça va, Joey?  " in final
+
+
+def test_in_a_terminal_what_comes_next_is_written_over_a_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    over, line = "\r\x1b[K", emotion_line(EMOTION, 80)
+    guess = emotion_line(SO_FAR, 79)
+    assert shown(Terminal(), SO_FAR, SO_FAR, EMOTION) == f"{guess}{over}{guess}{over}{line}\n"
+    assert shown(Terminal(), EMOTION, SO_FAR) == f"{line}\n{guess}"
+    assert shown(Terminal(), SO_FAR, bus.Rejected(8, "noise")).startswith(f"{guess}{over}          (utterance 8")
+
+
 def test_the_console_does_not_pass_on_what_steers_a_terminal() -> None:
-    assert written("console", wire.Fault("\x1b[2Jgone\r\nnext", None)) == "          (fault:  [2Jgone  next)\n"
+    assert written("console", bus.Fault("\x1b[2Jgone\r\nnext", None)) == "          (fault:  [2Jgone  next)\n"
 
 
 def test_jsonl_is_one_object_per_line_and_nothing_else() -> None:
     output = written("jsonl", *EVENTS)
     assert output.endswith("\n")
     lines = output.splitlines()
-    assert [json.loads(line)["type"] for line in lines] == list(wire.EVENT_DATA)
+    assert [json.loads(line)["type"] for line in lines] == list(bus.EVENT_DATA)
     assert [line.encode() for line in lines] == [event_json(data) for data in EVENTS]
 
 
 def test_jsonl_lines_are_written_at_once() -> None:
-    class Terminal(io.StringIO):
-        flushed = ""
-
-        def flush(self) -> None:
-            self.flushed = self.getvalue()
-
-    for name in SINKS:
+    for name in get_args(SinkName):
         out = Terminal()
-        make_sink(name, out)(wire.read_event(event_json(EMOTION)), event_json(EMOTION))
+        make_sink(name, out)(bus.read_event(event_json(EMOTION)), event_json(EMOTION))
         assert out.flushed == out.getvalue() != ""
-
-
-def test_an_unknown_sink_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="--events yaml; expected one of console, jsonl"):
-        make_sink("yaml", io.StringIO())

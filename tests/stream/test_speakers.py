@@ -23,6 +23,7 @@ from tests.commands import EXAMPLES
 
 NS_PER_S = 1_000_000_000
 SIZE = 16
+THRESHOLD = SpeakersConfig().threshold
 CONVERSATION = EXAMPLES / "conversation.mp4"
 NO_PICTURES = Missing("not wanted")
 
@@ -41,7 +42,7 @@ def voice_of(person: int, seed: int, spread: float) -> Voice:
 def test_numbers_come_in_order_of_appearance_and_never_more_than_asked_for(
     said: list[tuple[int, float, int]], most: int
 ) -> None:
-    clusters = VoiceClusters(0.65, most)
+    clusters = VoiceClusters(THRESHOLD, most)
     numbers = [clusters.assign(voice_of(person, seed, 1.0), seconds)[0] for person, seconds, seed in said]
     assert all(number <= max(numbers[:place], default=-1) + 1 for place, number in enumerate(numbers))
     assert all(number < most for number in numbers)
@@ -49,7 +50,7 @@ def test_numbers_come_in_order_of_appearance_and_never_more_than_asked_for(
 
 @given(st.lists(turns, max_size=40))
 def test_people_who_sound_apart_keep_their_number_whatever_the_order(said: list[tuple[int, float, int]]) -> None:
-    clusters = VoiceClusters(0.65, 9)
+    clusters = VoiceClusters(THRESHOLD, 9)
     known: dict[int, int] = {}
     for person, seconds, seed in said:
         if person > 8:
@@ -63,7 +64,7 @@ def test_people_who_sound_apart_keep_their_number_whatever_the_order(said: list[
 def test_an_utterance_too_short_opens_no_speaker_and_teaches_nothing(
     said: list[tuple[int, float, int]], seconds: float
 ) -> None:
-    clusters, untouched = VoiceClusters(0.65, 9), VoiceClusters(0.65, 9)
+    clusters, untouched = VoiceClusters(THRESHOLD, 9), VoiceClusters(0.65, 9)
     for made in (clusters, untouched):
         made.assign(voice_of(0, 0, 0), 3.0)
     for person, _, seed in said:
@@ -73,7 +74,7 @@ def test_an_utterance_too_short_opens_no_speaker_and_teaches_nothing(
 
 
 def test_a_short_word_of_a_stranger_goes_to_the_nearest_and_is_said_to_be_uncertain() -> None:
-    clusters = VoiceClusters(0.65, 9)
+    clusters = VoiceClusters(THRESHOLD, 9)
     clusters.assign(voice_of(0, 0, 0), 3.0)
     clusters.assign(voice_of(1, 0, 0), 3.0)
     stranger = (voice_of(1, 0, 0) + 5 * voice_of(5, 0, 0)) / np.float32(np.sqrt(26))
@@ -82,7 +83,7 @@ def test_a_short_word_of_a_stranger_goes_to_the_nearest_and_is_said_to_be_uncert
 
 
 def test_a_tenth_person_goes_to_the_nearest_and_is_said_to_be_uncertain() -> None:
-    clusters = VoiceClusters(0.65, 9)
+    clusters = VoiceClusters(THRESHOLD, 9)
     for person in range(9):
         assert clusters.assign(voice_of(person, 0, 0), 3.0) == (person, True)
     number, certain = clusters.assign(voice_of(9, 0, 0.1), 3.0)
@@ -91,7 +92,7 @@ def test_a_tenth_person_goes_to_the_nearest_and_is_said_to_be_uncertain() -> Non
 
 
 def test_a_voice_that_changes_slowly_is_followed_for_hours() -> None:
-    clusters = VoiceClusters(0.65, 9)
+    clusters = VoiceClusters(THRESHOLD, 9)
     for step in range(2000):
         angle = step / 2000 * np.pi / 2
         voice = np.cos(angle) * voice_of(0, 0, 0) + np.sin(angle) * voice_of(1, 0, 0)
@@ -108,6 +109,9 @@ class FakeSpeakers:
     def who(self, pcm: Pcm, channel: int) -> Speaker:
         self.asked.append((len(pcm), channel))
         return Speaker(f"speaker{len(self.asked)}", certain=True)
+
+    def guess(self, pcm: Pcm, channel: int) -> Speaker:
+        return Speaker(f"speaker{len(self.asked)}", certain=False)
 
     def forget(self) -> None:
         self.forgot += 1
@@ -225,7 +229,7 @@ def test_each_channel_is_a_speaker_with_its_own_utterances(stereo: Path) -> None
     found = attributed(stereo, SpeakersConfig(mode="channel"))
     assert sorted(whose.speaker.id for _, whose in found) == ["channel1"] * 5 + ["channel2"] * 5
     utterances = [item for item, _ in found]
-    assert [item.seq for item in utterances] == list(range(10))
+    assert sorted(item.seq for item in utterances) == list(range(10))  # in the order in which they began
     ends = [item.span.voiced_end for item in utterances]
     assert ends == sorted(ends)
     starts = [item.span.voiced_start for item in utterances]
@@ -251,3 +255,26 @@ def test_a_file_without_several_channels_is_refused(tmp_path: Path, count: int) 
         FileReplay(tmp_path / "a.wav", True, NO_PICTURES, splits=True),
     ):
         raise AssertionError("it must not open")
+
+
+def test_a_guess_names_speaker_and_dialogue_and_changes_nothing() -> None:
+    speakers = FakeSpeakers()
+    conversation = Conversation(speakers, 10)
+    assert conversation.guess(utterance(1, 2)).dialogue == 0
+    conversation.attribute(utterance(1, 3))
+    assert conversation.guess(utterance(5, 6)) == Attribution(Speaker("speaker1", False), 0)
+    assert conversation.guess(utterance(20, 21)).dialogue == 1
+    conversation.begin_dialogue(4 * NS_PER_S)
+    assert conversation.guess(utterance(5, 6)).dialogue == 1
+    assert speakers.forgot == 0
+    assert len(speakers.asked) == 1
+    assert conversation.attribute(utterance(5, 7)).dialogue == 1
+
+
+def test_the_nearest_voice_is_guessed_and_nothing_is_learned() -> None:
+    clusters = VoiceClusters(THRESHOLD, 9)
+    assert clusters.nearest(voice_of(0, 0, 0)) == 0
+    for person in (0, 1):
+        clusters.assign(voice_of(person, 0, 0), 3.0)
+    assert [clusters.nearest(voice_of(person, 1, 0.1)) for person in (0, 1)] == [0, 1]
+    assert clusters.assign(voice_of(2, 0, 0), 3.0) == (2, True)

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from itertools import accumulate
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -139,17 +140,41 @@ def test_a_child_that_is_never_ready_is_named_and_stopped(
     with pytest.raises(ProcessError, match="mute was not ready in"):
         supervisor.start(one)
     supervisor.stop()
-    assert exit_code(one) == 0
+    assert exit_code(one) == -signal.SIGKILL
 
 
-def test_a_signal_ends_the_wait_for_a_start(supervisor: Supervisor, interrupts: Interrupts) -> None:
+def test_a_child_whose_start_goes_on_gets_its_time_anew(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that goes on by two thirds of the deadline with each word."""
+    now_s = 0.0
+    monkeypatch.setattr(supervisor_module, "time", SimpleNamespace(monotonic=lambda: now_s))
+    one = child(children.slow_to_start)
+    listen = one.listen
+
+    def listen_and_pass_time() -> None:
+        nonlocal now_s
+        listen()
+        if one.preparing:
+            now_s += supervisor_module.READY_DEADLINE_S * 2 / 3
+            one.tell("dialogue")
+
+    monkeypatch.setattr(one, "listen", listen_and_pass_time)
+    assert supervisor.start(one) == {"state": "ready"}
+    assert now_s == supervisor_module.READY_DEADLINE_S * 2
+
+
+def test_a_signal_ends_a_start_at_once(
+    supervisor: Supervisor, interrupts: Interrupts, caplog: pytest.LogCaptureFixture
+) -> None:
     one = child(children.mute)
     thread = when(lambda: one.alive, interrupts.request)
     assert supervisor.start(one) is None
     thread.join()
     assert supervisor.interrupted
     supervisor.stop()
-    assert exit_code(one) == 0
+    assert exit_code(one) == -signal.SIGKILL
+    assert caplog.text == ""  # no deadline was missed
 
 
 # ------------------------------------------------------------------------------------------------- watch
@@ -182,6 +207,21 @@ def test_watching_ends_when_the_last_child_has_done_its_work(supervisor: Supervi
     assert other.alive
     supervisor.stop()
     assert exit_code(other) == 0
+
+
+def test_one_that_died_while_the_last_child_ended_is_there_again_when_watching_ends(supervisor: Supervisor) -> None:
+    other, last = child(children.obedient, restarts=True), child(children.brief)
+    supervisor.start(other)
+    supervisor.start(last)
+    last.tell("go")
+    assert exit_code(last) == 0
+    killed = pid_of(other)
+    os.kill(killed, signal.SIGKILL)
+    exit_code(other)
+    supervisor.watch(last)
+    assert other.alive
+    assert pid_of(other) != killed
+    supervisor.stop()
 
 
 def test_a_child_that_said_why_it_failed_is_not_started_again(supervisor: Supervisor) -> None:

@@ -45,7 +45,7 @@ def model() -> WhisperModel:
 
 @pytest.fixture(scope="module")
 def decoder(model: WhisperModel) -> WindowedWhisper:
-    return WindowedWhisper(model, "en", beam_size=1)
+    return WindowedWhisper(model, "en")
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +105,10 @@ def test_the_margin_is_the_extractors_features_and_then_zeros(model: WhisperMode
     assert not features[:, 100:].any()
 
 
-@pytest.mark.parametrize(("seconds", "margin_ms", "window_ms"), [(1, 500, 1500), (2.013, 0, 2020), (29, 4000, 30_000)])
-def test_the_window_is_the_sound_and_the_margin_up_to_thirty_seconds(
+@pytest.mark.parametrize(
+    ("seconds", "margin_ms", "window_ms"), [(1, 500, 2000), (2.013, 0, 3000), (2, 1000, 3000), (29, 4000, 30_000)]
+)
+def test_the_window_is_the_sound_and_the_margin_in_whole_seconds_up_to_thirty(
     decoder: WindowedWhisper, seconds: float, margin_ms: int, window_ms: int
 ) -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, int(seconds * 16_000)).astype(np.float32)
@@ -131,7 +133,7 @@ def test_a_decoder_that_runs_on_is_stopped(
 
 def test_an_english_model_takes_no_other_language(model: WhisperModel) -> None:
     with pytest.raises(ValueError, match=r"'de'.*English only"):
-        WindowedWhisper(model, "de", beam_size=1)
+        WindowedWhisper(model, "de")
 
 
 @pytest.mark.parametrize(

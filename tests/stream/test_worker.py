@@ -2,105 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
-import zmq
 
-from stream import wire
-from stream.journal import EventStore
-from stream.link import Subscriber, WorkerLink
-from stream.machine import clock_id
-from stream.worker import Model, Worker
+from stream import bus, wire
+from stream.control import Word, say
 from telme.dialogue import SPEAKER_TOKENS
-from telme.errors import PredictorError
-from telme.features import FeatureMaker, Features
-from telme.labels import MELD, LabelSet
-from telme.predictor import Prediction
-from tests.bundles import tiny_config, tiny_tokenizer
-
-DEADLINE_MS = 10_000
-SESSION = "s1"
-
-
-class FakePredictor:
-    """Answers from the prompt: joy where its last turn says "happy", else neutral; fails on "break"."""
-
-    labels: LabelSet = MELD
-    model_id = "fake-0"
-    backend = "fake"
-
-    def __init__(self) -> None:
-        self.prompts: list[str] = []
-        self._tokenizer = tiny_tokenizer()
-
-    def predict(self, batch: Sequence[Features]) -> list[Prediction]:
-        answers = []
-        for features in batch:
-            prompt = str(self._tokenizer.decode(list(features.prompt_ids)))
-            self.prompts.append(prompt)
-            if "is it" in prompt.rsplit("[SEP]")[0][-12:]:
-                raise PredictorError("the fake broke", "an answer", "nothing")
-            joy = 0.7 if "happy" in prompt.rsplit("[SEP]")[0][-12:] else 0.1
-            answers.append(Prediction((0.05, 0.05, 0.05, joy, 0.75 - joy, 0.05, 0.05), features.missing))
-        return answers
-
-
-class Bench:
-    """A worker, a DEALER that plays the capture process, and a subscriber."""
-
-    def __init__(self, folder: Path) -> None:
-        self.predictor = FakePredictor()
-        tokenizer = tiny_tokenizer()
-        maker = FeatureMaker(tokenizer, tiny_config(len(tokenizer)))
-        self.store = EventStore(folder / "events.sqlite")
-        self.link = WorkerLink(f"ipc://{folder}/u", f"ipc://{folder}/e", 1_000_000)
-        self.worker = Worker(self.link, self.store, Model(maker, self.predictor, 24))
-        self.context = zmq.Context()
-        self.dealer = self.context.socket(zmq.DEALER)
-        self.dealer.connect(self.link.utterances)
-        self.subscriber = Subscriber(self.link.events)
-        while not self.link.new_subscribers():
-            self.link.wait(DEADLINE_MS)
-
-    def send(self, message: wire.Message, media: Sequence[wire.Media] = ()) -> None:
-        self.dealer.send_multipart(wire.encode(message, media))
-        self.link.wait(DEADLINE_MS)
-        self.worker.step()
-
-    def events(self, count: int) -> list[wire.Event]:
-        """The next events that are no heartbeat."""
-        found: list[wire.Event] = []
-        while len(found) < count:
-            received = self.subscriber.receive(DEADLINE_MS)
-            assert received is not None, f"only {[event.type for event in found]}"
-            if received[0].type != "status":
-                found.append(received[0])
-        return found
-
-    def emotion(self) -> wire.Emotion:
-        transcript, emotion = self.events(2)
-        assert transcript.type == "transcript"
-        data = emotion.payload()
-        assert isinstance(data, wire.Emotion)
-        return data
-
-    def acks(self) -> list[int]:
-        found = []
-        while self.dealer.poll(200):
-            message, _ = wire.decode(self.dealer.recv_multipart())
-            assert isinstance(message, wire.Ack)
-            found.append(message.seq)
-        return found
-
-    def close(self) -> None:
-        self.subscriber.__exit__()
-        self.context.destroy(linger=0)
-        self.link.__exit__()
-        self.store.__exit__()
+from telme.labels import MELD
+from tests.bundles import tiny_tokenizer
+from tests.stream.workers import ABSENT, DEADLINE_MS, SESSION, Bench, Lines, interim, utterance
 
 
 @pytest.fixture
@@ -108,32 +22,6 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     made = Bench(tmp_path)
     yield made
     made.close()
-
-
-def utterance(seq: int, text: str, **changes: object) -> wire.Utterance:
-    message = wire.Utterance(
-        protocol=wire.PROTOCOL,
-        session=SESSION,
-        seq=seq,
-        speaker="ann",
-        speaker_certain=True,
-        dialogue=0,
-        text=text,
-        start_ns=1_000_000_000,
-        end_ns=2_500_000_000,
-        started_wall_ns=1_700_000_000_000_000_000,
-        clock_id=clock_id(),
-        heard_ns=1_000_000,
-        decided_ns=501_000_000,
-        asr_started_ns=502_000_000,
-        asr_ended_ns=802_000_000,
-        audio=wire.Absent("the test is silent"),
-        video=wire.Absent("the test is blind"),
-    )
-    return msgspec.structs.replace(message, **changes)
-
-
-ABSENT = (wire.Absent("the test is silent"), wire.Absent("the test is blind"))
 
 
 def test_an_utterance_becomes_an_emotion_and_an_ack(bench: Bench) -> None:
@@ -150,17 +38,107 @@ def test_an_utterance_becomes_an_emotion_and_an_ack(bench: Bench) -> None:
     assert emotion.stages_ms.hangover == 500
     assert emotion.stages_ms.asr_wait == 1
     assert emotion.stages_ms.asr == 300
+    assert emotion.stages_ms.asr_hidden == 250
     assert emotion.final
     assert bench.acks() == [0]
+
+
+def test_the_stages_add_up_to_the_total_without_what_was_hidden(bench: Bench) -> None:
+    bench.send(utterance(0, "hello"), ABSENT)
+    stages = bench.emotion().stages_ms
+    assert stages.link is not None
+    assert stages.total == pytest.approx(
+        stages.hangover + stages.asr_wait + stages.asr + stages.link + stages.compute, abs=0.01
+    )
+
+
+def test_an_interim_is_a_guess_from_the_words_that_leaves_no_trace(bench: Bench) -> None:
+    bench.send(utterance(0, "hello"), ABSENT)
+    bench.send(interim(1, "i am so happy", speaker="ben"))
+    bench.send(utterance(1, "no", speaker="ben"), ABSENT)
+    assert bench.predictor.prompts[1:] == [
+        "<s1> hello <s2> i am so happy [SEP] now <s2> feels [MASK]",
+        "<s1> hello <s2> no [SEP] now <s2> feels [MASK]",
+    ]
+    events = bench.events(6)
+    assert [event.type for event in events] == ["transcript", "emotion"] * 3
+    assert [event.seq for event in events] == [1, 2, 2, 2, 3, 4]
+    assert len({event.id for event in events}) == 6
+    said, felt = (event.payload() for event in events[2:4])
+    assert isinstance(said, bus.Transcript)
+    assert isinstance(felt, bus.Emotion)
+    assert (said.text, said.final) == ("i am so happy", False)
+    assert (felt.utterance, felt.label, felt.final, felt.context_turns) == ("s1/1", "joy", False, 2)
+    reason = "an interim guess reads the words alone"
+    assert felt.modalities["audio"] == bus.Modality(captured=False, used=False, reason=reason)
+    assert bench.acks() == [0, 1]
+
+
+def test_an_interim_gives_way_to_an_utterance_to_a_newer_one_and_to_its_answer(bench: Bench) -> None:
+    for message, media in (
+        (interim(0, "hello"), ()),
+        (interim(0, "i am so happy"), ()),
+        (interim(0, "yes", session="s2"), ()),
+    ):
+        bench.dealer.send_multipart(wire.encode(message, media))
+    while not bench.predictor.prompts:
+        bench.link.wait(DEADLINE_MS)
+        bench.worker.step()
+    bench.send(utterance(0, "hello"), ABSENT)
+    bench.send(interim(0, "hello"))
+    texts = [prompt.split(" [SEP]")[0] for prompt in bench.predictor.prompts]
+    assert texts[-1] == "<s1> hello"
+    assert bench.skipped() + len(texts) == 5
+
+
+def test_an_interim_that_cannot_be_read_is_a_fault(bench: Bench) -> None:
+    bench.send(interim(0, "<>"))
+    bench.send(interim(1, "what is it"))
+    assert [event.type for event in bench.events(2)] == ["fault", "fault"]
 
 
 def test_absence_is_said_not_faked(bench: Bench) -> None:
     sound = np.ones(1600, np.int16)
     bench.send(utterance(0, "hello", audio=wire.describe(sound)), (sound, ABSENT[1]))
     modalities = bench.emotion().modalities
-    assert modalities["text"] == wire.Modality(captured=True, used=True, reason=None)
-    assert modalities["audio"] == wire.Modality(captured=True, used=False, reason="the bundle has no audio student")
-    assert modalities["video"] == wire.Modality(captured=False, used=False, reason="the test is blind")
+    assert modalities["text"] == bus.Modality(captured=True, used=True, reason=None)
+    assert modalities["audio"] == bus.Modality(captured=True, used=False, reason="the bundle has no audio student")
+    assert modalities["video"] == bus.Modality(captured=False, used=False, reason="the test is blind")
+
+
+def test_utterances_that_wait_together_are_answered_in_one_batch(bench: Bench) -> None:
+    sessions = ("s1", "s2", "s3")
+    bench.send_at_once(*(utterance(0, "i am so happy", session=session) for session in sessions))
+    assert max(bench.predictor.batches) == len(bench.predictor.prompts) == 3
+    found = bench.events(6)
+    assert [(event.session, event.type) for event in found] == [
+        (session, kind) for session in sessions for kind in ("transcript", "emotion")
+    ]
+    assert bench.acks() == [0, 0, 0]
+
+
+def test_a_session_that_waits_twice_is_answered_in_order_and_repetitions_once(bench: Bench) -> None:
+    bench.send_at_once(utterance(0, "hello"), utterance(1, "yes", speaker="ben"), utterance(0, "hello"))
+    assert bench.predictor.prompts == [
+        "<s1> hello [SEP] now <s1> feels [MASK]",
+        "<s1> hello <s2> yes [SEP] now <s2> feels [MASK]",
+    ]
+    assert sorted(bench.acks()) == [0, 0, 1]
+
+
+def test_one_that_fails_costs_its_neighbours_nothing(bench: Bench) -> None:
+    said = ("i am so happy", "what is it", "<>", "no")
+    bench.send_at_once(*(utterance(0, text, session=f"s{number}") for number, text in enumerate(said)))
+    kinds = {event.session: event.type for event in bench.events(8) if event.type != "transcript"}
+    assert [kinds[f"s{number}"] for number in range(4)] == ["emotion", "fault", "fault", "emotion"]
+    assert bench.acks() == [0, 0, 0, 0]
+
+
+def test_a_sessions_events_keep_the_order_of_its_messages(bench: Bench) -> None:
+    rejected = wire.make_report(SESSION, bus.Rejected(1, "no words were recognised"), 5)
+    bench.send_at_once(utterance(0, "hello"), rejected, utterance(2, "yes"))
+    kinds = [event.type for event in bench.events(5)]
+    assert kinds == ["transcript", "emotion", "utterance.rejected", "transcript", "emotion"]
 
 
 def test_the_dialogue_rolls_and_sessions_are_apart(bench: Bench) -> None:
@@ -195,6 +173,51 @@ def test_a_worker_started_again_remembers_the_dialogue_and_what_it_answered(tmp_
     second.close()
 
 
+def test_a_worker_started_again_repeats_what_may_have_died_in_the_socket_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stream.worker.HEARTBEAT_MS", 0)
+    first = Bench(tmp_path)
+    first.send(utterance(0, "hello"), ABSENT)
+    first.worker.step()
+    first.worker.step()  # the socket has had it for a heartbeat
+    first.send(utterance(1, "i am so happy"), ABSENT)
+    said = [event.id for event in first.events(4)]
+    first.close()  # as a death does: with no word to the journal
+    second = Bench(tmp_path)
+    second.worker.take_over(Lines().child)
+    assert [event.id for event in second.events(2)] == said[2:]
+    second.close()
+
+
+def test_a_stop_waits_for_the_subscriber_of_what_is_left_to_say(tmp_path: Path) -> None:
+    first = Bench(tmp_path)
+    first.send(utterance(0, "hello"), ABSENT)
+    said = [event.id for event in first.events(2)]
+    first.close()
+    second = Bench(tmp_path, subscribed=False)
+    lines = Lines()
+    say(lines.supervisor, Word("stop", {}))
+    second.subscribe()  # it connects in the background
+    second.worker.take_over(lines.child)
+    assert [event.id for event in second.events(2)] == said
+    second.close()
+
+
+def test_a_stop_with_nothing_left_to_say_waits_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stream.worker._SUBSCRIBER_GRACE_MS", 3_600_000)
+    first = Bench(tmp_path)
+    first.send(utterance(0, "hello"), ABSENT)
+    first.store.mark_published(first.store.last_seq)
+    first.close()
+    second = Bench(tmp_path, subscribed=False)
+    lines = Lines()
+    say(lines.supervisor, Word("stop", {}))
+    second.worker.take_over(lines.child)
+    second.subscribe()
+    second.close()
+
+
 def test_a_new_dialogue_begins_without_context_and_says_its_number(bench: Bench) -> None:
     bench.send(utterance(0, "hello"), ABSENT)
     bench.send(utterance(1, "yes", speaker="ben", dialogue=1, speaker_certain=False), ABSENT)
@@ -205,7 +228,7 @@ def test_a_new_dialogue_begins_without_context_and_says_its_number(bench: Bench)
         "<s1> yes <s2> no [SEP] now <s2> feels [MASK]",
     ]
     found = [event.payload() for event in bench.events(6)]
-    said = [(data.dialogue, data.speaker_certain) for data in found if isinstance(data, wire.Transcript | wire.Emotion)]
+    said = [(data.dialogue, data.speaker_certain) for data in found if isinstance(data, bus.Transcript | bus.Emotion)]
     assert said == [(0, True)] * 2 + [(1, False)] * 2 + [(1, True)] * 2
 
 
@@ -224,7 +247,7 @@ def test_a_model_that_fails_is_a_fault_and_the_worker_goes_on(bench: Bench) -> N
     bench.send(utterance(0, "what is it"), ABSENT)
     transcript, fault = bench.events(2)
     assert transcript.type == "transcript"
-    assert fault.payload() == wire.Fault("the fake broke; expected an answer; nothing", 0)
+    assert fault.payload() == bus.Fault("the fake broke; expected an answer; nothing", 0)
     bench.send(utterance(1, "i am so happy"), ABSENT)
     assert bench.emotion().label == "joy"
     assert bench.acks() == [0, 1]
@@ -243,18 +266,18 @@ def test_garbage_is_counted_named_and_survived(bench: Bench) -> None:
     bench.worker.step()
     (fault,) = bench.events(1)
     payload = fault.payload()
-    assert isinstance(payload, wire.Fault)
+    assert isinstance(payload, bus.Fault)
     assert "does not decode" in payload.message
     bench.send(utterance(0, "hello"), ABSENT)
     assert bench.emotion().label == "neutral"
 
 
 def test_reports_of_the_capture_side_reach_the_bus(bench: Bench) -> None:
-    bench.send(wire.make_report(SESSION, wire.Rejected(3, "no words were recognised"), 5))
+    bench.send(wire.make_report(SESSION, bus.Rejected(3, "no words were recognised"), 5))
     (event,) = bench.events(1)
     assert event.type == "utterance.rejected"
     assert event.session == SESSION
-    assert event.payload() == wire.Rejected(3, "no words were recognised")
+    assert event.payload() == bus.Rejected(3, "no words were recognised")
     bench.send(wire.Report(wire.PROTOCOL, SESSION, "nonsense", 5, msgspec.Raw(b"\xc0")))
     assert bench.events(1)[0].type == "fault"
 
@@ -275,7 +298,7 @@ def test_heartbeats_repeat_the_last_number_and_say_goodbye(bench: Bench) -> None
         received = bench.subscriber.receive(DEADLINE_MS)
         assert received is not None
         status = received[0].payload()
-        if isinstance(status, wire.Status):
+        if isinstance(status, bus.Status):
             states.append((received[0].seq, status.state))
     assert states[-1] == (2, "stopped")
 

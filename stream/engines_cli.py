@@ -1,0 +1,137 @@
+"""The `telme-stream engines` commands. What they need of engines is imported when one runs: torch loads slowly."""
+
+from __future__ import annotations
+
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stream.machine import stop_telemetry
+from stream.models_cli import need_torch
+from telme.errors import EngineError, MissingDependency, UsageError
+
+if TYPE_CHECKING:
+    from engines.build import Progress
+    from engines.predictor import Choice
+    from engines.store import Manifest, Store
+    from telme.bundle import Bundle
+    from telme.config import Part
+
+app = typer.Typer(
+    help="Engines: compile the networks of a bundle, list and verify what is cached.", rich_markup_mode=None
+)
+
+_BACKENDS = ("tensorrt", "onnx")
+_STEPS = 1000
+
+
+@app.command()
+def build(
+    bundle_name: Annotated[
+        str, typer.Option("--bundle", help="TelME model: compact, a folder or a hub id.")
+    ] = "compact",
+    precision: Annotated[str, typer.Option("--precision", help="fp32, fp16, bf16, int8, or what is best.")] = "auto",
+    backend: Annotated[str, typer.Option("--backend", help=" or ".join(_BACKENDS))] = "tensorrt",
+) -> None:
+    """Compile the networks of a bundle ahead of time; those that are cached and whole are left as they are."""
+    if backend not in _BACKENDS:
+        raise UsageError(f"--backend {backend}", " or ".join(_BACKENDS), "choose one of them")
+    need_torch()
+    stop_telemetry()
+    from engines.predictor import choices
+    from engines.store import Store, default_root, read_manifest
+    from telme.bundle import open_bundle
+
+    store = Store(default_root())
+    (choice,) = choices(backend, precision)
+    bundle = open_bundle(bundle_name)
+    for part in bundle.config.parts:
+        started_s = time.monotonic()
+        with typer.progressbar(
+            length=_STEPS, label=f"{part:<7}", file=sys.stderr, hidden=not sys.stderr.isatty()
+        ) as bar:
+            shown = 0
+
+            def show(share: float) -> None:
+                nonlocal shown
+                steps, shown = int(share * _STEPS) - shown, int(share * _STEPS)
+                bar.update(steps)
+
+            folder = _built(store, choice, bundle, part, show)
+        typer.echo(f"{_line(read_manifest(folder))}, ready in {time.monotonic() - started_s:.1f} s")
+
+
+@app.command("list")
+def list_() -> None:
+    """List the cached engines: part, precision, what runs it, for which GPU, size."""
+    need_torch()
+    from engines.store import Store, default_root, read_manifest
+
+    folders = Store(default_root()).folders()
+    for folder in folders:
+        try:
+            typer.echo(f"{_line(read_manifest(folder))}  {folder}")
+        except EngineError as error:
+            typer.echo(f"!!  {error}")
+    if not folders:
+        typer.echo(f"none in {default_root()}; telme-stream engines build makes them")
+
+
+@app.command()
+def verify() -> None:
+    """Check the cached engines against their manifests. Exit code 1 if any is damaged."""
+    need_torch()
+    from engines.store import Store, default_root
+    from engines.store import verify as check
+
+    damaged = False
+    for folder in Store(default_root()).folders():
+        try:
+            manifest = check(folder)
+        except EngineError as error:
+            damaged = True
+            typer.echo(f"!!  {error}")
+            continue
+        here = _what_is_here_instead(manifest)
+        typer.echo(f"{'--' if here else 'ok'}  {_line(manifest)}{here and f'; this machine has {here}'}")
+    raise typer.Exit(1 if damaged else 0)
+
+
+def _built(store: Store, choice: Choice, bundle: Bundle, part: Part, progress: Progress) -> Path:
+    from engines.build import cached_plan, toolkit
+    from engines.onnx import cached_graph
+    from engines.spec import BuildSettings, default_profiles, graph_spec
+
+    if choice.backend == "onnx":
+        return cached_graph(bundle, part, choice.precision, store).parent
+    settings = BuildSettings(choice.precision, default_profiles(graph_spec(bundle.config, part)))
+    return cached_plan(store, toolkit(), bundle, part, settings, progress).parent
+
+
+def _line(manifest: Manifest) -> str:
+    key = manifest.key
+    return (
+        f"{key.get('graph', '?'):<7} {key.get('precision', '?').strip(chr(34)):<5} {key.get('backend', '?')}"
+        f" {key.get('version', '?')} for {key.get('gpu', 'the processor')}, weights {key.get('weights', '?')[:12]},"
+        f" {manifest.size_bytes / 1e6:.1f} MB, built {manifest.built} in {manifest.build_s} s"
+    )
+
+
+def _what_is_here_instead(manifest: Manifest) -> str:
+    """What of this machine differs from what an engine was made for; empty where nothing does."""
+    from engines.build import MODULES, gpu_name, toolkit
+
+    backend = manifest.key.get("backend", "")
+    if backend not in MODULES.values():
+        here = {"version": version("torch" if backend.startswith("torch") else "onnxruntime")}
+    else:
+        try:
+            found = toolkit()
+        except MissingDependency as error:
+            return error.seen
+        here = {"backend": found.name, "version": found.version, "gpu": gpu_name()}
+    return ", ".join(f"{field} {value}" for field, value in here.items() if manifest.key.get(field) != value)

@@ -1,0 +1,97 @@
+"""What the doctor says of CUDA and TensorRT: presence, versions, remedies."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import types
+from pathlib import Path
+
+import pytest
+import tensorrt_rtx
+import torch
+
+import engines.tensorrt
+import stream.doctor
+from stream.config import load_config
+from stream.doctor import doctor_report
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> Lines:
+    # Neither matters here, and both take seconds.
+    monkeypatch.setattr(stream.doctor, "_recognizer", lambda config: "not asked")
+    monkeypatch.setattr(stream.doctor, "_model", lambda config: "not asked")
+    return Lines()
+
+
+class Lines:
+    """The report's lines about something."""
+
+    def __call__(self, name: str) -> list[str]:
+        report, _ = doctor_report(load_config(None, {}, {}))
+        all_lines = report.splitlines()
+        start = next(number for number, line in enumerate(all_lines) if line[4:].startswith(f"{name} "))
+        return [" ".join(line.split()) for line in all_lines[start : start + 2] if line[4:].startswith((name, " "))]
+
+
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA L4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (20_000_000_000, 24_000_000_000))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tells what is said without a GPU")
+def test_without_a_gpu_nothing_is_wrong(lines: Lines, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(stream.doctor, "_NVIDIA_DRIVER", tmp_path / "none")
+    assert lines("CUDA") == ["ok CUDA no NVIDIA driver, so no GPU; the processor does it"]
+    said = f"ok TensorRT tensorrt-rtx {tensorrt_rtx.__version__}, compiles plans here, but runs them on a GPU only"
+    assert lines("TensorRT") == [said]
+    assert lines("onnxruntime")[0].startswith("ok onnxruntime 1.")
+
+
+def test_a_gpu_is_described(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_gpu(monkeypatch)
+    assert lines("CUDA") == ["ok CUDA 13.0 on NVIDIA L4, compute capability 8.9, 20.0 of 24.0 GB free"]
+    monkeypatch.setattr(engines.tensorrt, "check_runs_here", lambda found: None)
+    assert lines("TensorRT")[0].endswith("runs on the GPU")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a TensorRT that finds no GPU")
+def test_a_tensorrt_that_does_not_run_on_the_gpu_is_wrong(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch says that there is a GPU; TensorRT-RTX itself is asked, and finds none."""
+    a_gpu(monkeypatch)
+    wrong, remedy = lines("TensorRT")
+    assert wrong.startswith("!! TensorRT tensorrt-rtx")
+    assert "says that" in wrong
+    assert remedy == "remedy: install the GPU's driver, or use --backend onnx"
+
+
+def test_a_driver_that_torch_does_not_use_is_wrong(
+    lines: Lines, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "version").write_text("NVRM version: 580", encoding="utf-8")
+    monkeypatch.setattr(stream.doctor, "_NVIDIA_DRIVER", tmp_path / "version")
+    wrong, remedy = lines("CUDA")
+    assert wrong.startswith("!! CUDA an NVIDIA driver, and torch")
+    assert remedy.startswith("remedy: pip install torch")
+
+
+def test_no_tensorrt_is_no_fault_and_a_broken_one_is(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as without:
+        without.setattr(importlib.util, "find_spec", lambda name: None)
+        assert lines("TensorRT") == ["ok TensorRT not installed; only --backend tensorrt needs it (README, Engines)"]
+    load = importlib.import_module
+
+    def broken(name: str) -> types.ModuleType:
+        if name == "tensorrt_rtx":
+            raise OSError("libcudart.so.13: cannot open shared object file")
+        return load(name)
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    wrong, remedy = lines("TensorRT")
+    assert wrong.startswith("!! TensorRT tensorrt-rtx cannot be loaded: libcudart.so.13")
+    assert remedy.startswith("remedy: pip install")

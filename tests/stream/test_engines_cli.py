@@ -1,0 +1,166 @@
+"""`telme-stream engines`: real plans of a tiny bundle, what it prints, damage, and its exit codes."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import engines.build
+import stream.engines_cli
+from stream.cli import main
+from tests.bundles import make_tiny_bundle
+from tests.commands import ANY_PORT, EXAMPLES, running
+from tests.live import eventually
+
+DEADLINE_S = 150
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "telme-stream" / "engines"
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(["engines", *arguments])
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def on_a_terminal(*arguments: str) -> tuple[subprocess.CompletedProcess[str], str]:
+    """The command in a process whose standard error is a terminal; returns it and what that showed."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "stream", "engines", *arguments]
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=theirs, text=True, timeout=DEADLINE_S, check=False
+        )
+    finally:
+        os.close(theirs)
+    shown = b""
+    while chunk := _read(ours):
+        shown += chunk
+    os.close(ours)
+    return done, shown.decode()
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 1 << 16)
+    except OSError:  # how Linux ends a terminal
+        return b""
+
+
+def test_build_list_verify_damage_and_build_again(
+    bundle: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, shown = on_a_terminal("build", "--bundle", str(bundle))
+    assert done.returncode == 0
+    assert re.match(r"text +fp16 +tensorrt-rtx 1\..* for .*, weights [0-9a-f]{12}, [0-9.]+ MB, built 20", done.stdout)
+    assert "100%" in shown
+
+    (folder,) = (path for path in cache.iterdir() if path.is_dir())
+    assert run("list") == 0
+    assert capsys.readouterr().out.endswith(f"  {folder}\n")
+    assert run("verify") == 0
+    assert capsys.readouterr().out.startswith("ok  text ")
+
+    built = (folder / "engine.plan").stat().st_mtime_ns
+    assert run("build", "--bundle", str(bundle)) == 0
+    assert (folder / "engine.plan").stat().st_mtime_ns == built
+    captured = capsys.readouterr()
+    assert captured.err == "", "no bar where nobody looks"
+
+    with monkeypatch.context() as other:
+        other.setattr(engines.build, "gpu_name", lambda: "NVIDIA L4 8.9")
+        assert run("verify") == 0
+        assert re.match(r"--  text .*; this machine has gpu NVIDIA L4 8\.9\n", capsys.readouterr().out)
+
+    with (folder / "engine.plan").open("r+b") as plan:
+        plan.seek(1000)
+        plan.write(b"damage")
+    assert run("verify") == 1
+    assert re.match(rf"!!  cached engine {folder}: engine.plan is damaged, sha256", capsys.readouterr().out)
+    assert run("build", "--bundle", str(bundle)) == 0
+    assert run("verify") == 0
+
+    (folder / "manifest.json").write_text("{}", encoding="utf-8")
+    capsys.readouterr()
+    assert run("list") == 0
+    assert "!!  cached engine" in capsys.readouterr().out
+    assert run("verify") == 1
+
+
+def test_ctrl_c_leaves_nothing_half_made(bundle: Path, cache: Path) -> None:
+    command = [sys.executable, "-m", "stream", "engines", "build", "--bundle", str(bundle), "--precision", "bf16"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as build:
+        eventually(lambda: any(cache.glob("*.building")), "a build")
+        build.send_signal(signal.SIGINT)
+        said, complaint = build.communicate(timeout=DEADLINE_S)
+    assert (build.returncode, said, complaint) == (130, "", "")
+    assert [path.suffix for path in cache.iterdir()] == [".lock"]
+
+
+def test_graphs_for_the_processor_lie_beside_them(
+    bundle: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("build", "--bundle", str(bundle), "--backend", "onnx", "--precision", "int8") == 0
+    assert re.match(r"text +int8 +onnx 1\..* for the processor, weights", capsys.readouterr().out)
+    assert run("verify") == 0
+    assert capsys.readouterr().out.startswith("ok  text    int8  onnx ")
+    monkeypatch.setattr(stream.engines_cli, "version", lambda name: "99.0")
+    assert run("verify") == 0
+    assert capsys.readouterr().out.endswith("; this machine has version 99.0\n")
+
+
+def test_an_empty_cache_says_what_fills_it(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("list") == 0
+    assert capsys.readouterr().out == f"none in {cache}; telme-stream engines build makes them\n"
+    assert run("verify") == 0
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--precision", "fp9"), 2, "backend 'tensorrt' in 'fp9'; expected one of auto"),
+        (("--backend", "magic"), 2, "--backend magic; expected tensorrt or onnx"),
+        (("--precision", "int8"), 1, "text in int8"),
+        (("--backend", "onnx", "--precision", "bf16"), 1, "precision bf16 on ONNX Runtime; expected one of fp32, int8"),
+        (("--bundle", "nowhere"), 1, "no bundle 'nowhere'"),
+    ],
+)
+def test_what_cannot_be_built_is_one_line(
+    bundle: Path, cache: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    given = arguments if "--bundle" in arguments else (*arguments, "--bundle", str(bundle))
+    assert run("build", *given) == code
+    error = capsys.readouterr().err
+    assert error.startswith(f"telme-stream: error: {said}")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tells what is said without a GPU")
+def test_without_a_gpu_the_program_ends_with_one_line(tmp_path: Path) -> None:
+    """And before it compiles anything."""
+    given = ("--input", str(EXAMPLES / "conversation.mp4"), "--fast", "--backend", "tensorrt")
+    with running(tmp_path, *given, *ANY_PORT, surroundings={**os.environ, "XDG_CACHE_HOME": str(tmp_path)}) as run:
+        assert run.end() == 1
+        assert run.process.stderr is not None
+        said = run.process.stderr.read()
+    assert re.fullmatch(r"telme-stream: error: torch .*; expected .* GPU.*; use --backend onnx or torch here.*\n", said)
+    assert not list(tmp_path.rglob("*.plan"))

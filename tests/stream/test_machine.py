@@ -1,0 +1,33 @@
+"""What is freed between blocks in use goes back to the system."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+import pytest
+
+from bench.soak import resident_bytes
+from stream.machine import give_back_memory
+
+BLOCK_BYTES = 2_000
+BLOCKS = 50_000
+
+
+def test_freed_memory_goes_back_to_the_system() -> None:
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "malloc_trim"):
+        pytest.skip("the C library is not glibc")
+    libc.malloc.restype = ctypes.c_void_p
+    libc.malloc.argtypes = [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    blocks = [libc.malloc(BLOCK_BYTES) for _ in range(BLOCKS)]
+    for block in blocks:
+        ctypes.memset(block, 1, BLOCK_BYTES)
+    for block in blocks[:-1]:  # the last one pins the end of the heap
+        libc.free(block)
+    before = resident_bytes(os.getpid())
+    give_back_memory()
+    after = resident_bytes(os.getpid())
+    libc.free(blocks[-1])
+    assert before - after > 0.8 * BLOCK_BYTES * BLOCKS
