@@ -2,7 +2,12 @@
 
 1. The example conversation is replayed in real time through the real processes and sockets. Per stage and in total,
    from the last voiced sample to the subscriber's receive. The hangover, a wait by design, is a stage of its own.
-2. The worker alone: context, features and model, without sockets, on a dialogue that fills the whole context.
+2. The worker alone: context, features and model, without sockets, on a dialogue that fills the whole context. With
+   `--worker-only` on several backends: each network's share, the ratio to torch eager in float32, one utterance at a
+   time, in the same run, and the floor: operations and bytes over what this processor does at its best in that
+   precision, measured before and after. `--tokens` sets the length of the prompts.
+3. `--worker-only ... --full-size`: networks of the published size with random weights, made for the run and removed
+   after it; 128 tokens, 3.6 s of sound and 8 pictures. It takes minutes and several GB there.
 
 A table, then one JSON object as the last line.
 """
@@ -14,27 +19,42 @@ import json
 import os
 import platform
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.floor import ceilings_of, floors
+from bench.gpu import machine, utterances
+from bench.random_bundle import SIZES, make_random_bundle
+from bench.stages import TimedNetworks, percentiles, print_rows, time_alone, time_batch
+from engines.predictor import choices, networks_of
+from engines.spec import RunSettings
+from engines.store import Store, default_root
 from stream.app import run_all
-from stream.config import load_config
+from stream.bus import Emotion, Event
+from stream.config import WorkerConfig, load_config
 from stream.items import Session
 from stream.processes import set_up_logging
-from stream.wire import Emotion, Event
-from stream.worker import Model, load_model
+from stream.recognise import Model, load_model
+from telme.bundle import Bundle, open_bundle
 from telme.dialogue import DialogueWindow, Turn
 from telme.errors import TelmeStreamError
+from telme.features import FeatureMaker
+from telme.predictor import NetworkPredictor
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 WORKER_RUNS = 200
-STAGES = ("hangover", "asr_wait", "asr", "link", "compute", "bus", "total")
+_LEAST_TURN_TOKENS = 5
+STAGES = ("hangover", "asr_hidden", "asr_wait", "asr", "link", "compute", "bus", "total")
 
 
 @dataclass(frozen=True)
@@ -69,6 +89,7 @@ class Stopwatch:
                 "hangover": stages.hangover,
                 "asr_wait": stages.asr_wait,
                 "asr": stages.asr,
+                "asr_hidden": stages.asr_hidden,  # within the hangover, not one more stage
                 "link": stages.link,
                 "compute": stages.compute,
                 "bus": bus,
@@ -82,11 +103,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, default=EXAMPLES / "conversation.mp4", help="what to replay")
     parser.add_argument("--bundle", default=None, help="packaged name or folder (default: compact)")
+    parser.add_argument(
+        "--worker-only",
+        nargs="+",
+        metavar="BACKEND-PRECISION",
+        help="the worker alone on each of these, for instance onnx-int8, against torch eager in float32 in this run",
+    )
+    parser.add_argument("--batch", type=int, help="with --worker-only: so many utterances at once as well")
+    parser.add_argument(
+        "--full-size",
+        nargs="?",
+        choices=SIZES,
+        const="published",
+        help="with --worker-only: random weights of that size (default: published) in the bundle's place",
+    )
+    parser.add_argument(
+        "--tokens", type=int, help="with --worker-only: prompts of so many (default: the bundle's most)"
+    )
+    parser.add_argument("--runs", type=int, default=3, help="with --full-size and --batch: how many are timed")
+    parser.add_argument("--threads", type=int, default=0, help="with --worker-only (default: half of the cores)")
     options = parser.parse_args(arguments)
+    if options.tokens and options.full_size:
+        parser.error("--tokens goes with a bundle, not with --full-size")
     set_up_logging(debug=False)
     try:
+        if options.worker_only:
+            compare(options)
+            return 0
         replayed = replay(options.input, options.bundle)
-        worker_ms = time_worker(load_model(options.bundle or "compact", 0))
+        worker_ms = time_workers({"worker": load_model(WorkerConfig(options.bundle or "compact"))})["worker"]
     except TelmeStreamError as error:
         sys.stderr.write(f"latency: error: {error}\n")
         return error.exit_code
@@ -109,18 +154,96 @@ def replay(file: Path, bundle: str | None) -> Replayed:
     return Replayed(columns, (watch.first_event_ns - started_ns) / 1e6)
 
 
-def time_worker(model: Model) -> list[float]:
-    """Milliseconds of context, features and model, for each turn of a dialogue that fills the context."""
+def time_workers(models: Mapping[str, Model]) -> dict[str, list[float]]:
+    """Milliseconds of context, features and model, for each turn of a dialogue that fills the context.
+
+    The models take turns, so that what else the machine does meanwhile hits all alike.
+    """
     transcript = json.loads((EXAMPLES / "conversation.json").read_text(encoding="utf-8"))
-    window = DialogueWindow(model.max_turns)
-    times = []
-    for turn in range(WORKER_RUNS):
-        line = transcript[turn % len(transcript)]
-        before_ns = time.perf_counter_ns()
-        window.append(Turn(line["speaker"], line["text"]))
-        model.predictor.predict([model.maker.make(window)])
-        times.append((time.perf_counter_ns() - before_ns) / 1e6)
-    return times[model.max_turns :]
+    windows = {name: DialogueWindow(model.max_turns) for name, model in models.items()}
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for number in range(WORKER_RUNS):
+        line = transcript[number % len(transcript)]
+        for name, model in models.items():
+            before_ns = time.perf_counter_ns()
+            windows[name].append(Turn(line["speaker"], line["text"]))
+            model.predictor.predict([model.maker.make(windows[name])])
+            times[name].append((time.perf_counter_ns() - before_ns) / 1e6)
+    return {name: times[name][model.max_turns :] for name, model in models.items()}
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Print what each backend takes, and how many times faster than torch eager it is.
+
+    Raises:
+        TelmeStreamError: A backend cannot run.
+    """
+    threads = options.threads or max((os.cpu_count() or 1) // 2, 1)
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        if options.full_size:
+            bundle = open_bundle(str(make_random_bundle(Path(folder) / "random", options.full_size)))
+            store = Store(Path(folder) / "engines")
+        else:
+            bundle, store = open_bundle(options.bundle or "compact"), Store(default_root())
+        if options.tokens:
+            bundle.config.max_prompt_tokens = options.tokens
+            bundle.config.max_turns = max(bundle.config.max_turns, options.tokens // _LEAST_TURN_TOKENS)
+        names = list(dict.fromkeys(("torch-fp32", *options.worker_only)))
+        precisions = {name.rpartition("-")[2] for name in names}
+        before = ceilings_of(precisions)
+        rows = time_backends(names, bundle, store, options)
+        ceilings = {precision: after.best(before[precision]) for precision, after in ceilings_of(precisions).items()}
+        (one,) = utterances(bundle, 1, mixed=False)
+        if options.tokens:
+            one = replace(one, prompt_ids=one.prompt_ids[:1] * options.tokens)
+        floor = floors(bundle, one, ceilings)
+    compare_with(rows["torch-fp32"], rows)
+    print_rows(rows, floor)
+    about = {"bundle": bundle.model_id, "threads": threads, "machine": machine(), "tokens": options.tokens}
+    about["ceilings"] = {precision: ceiling.figures() for precision, ceiling in ceilings.items()}
+    print(json.dumps({**about, "floor": floor, "worker": rows}))
+
+
+def time_backends(
+    names: Sequence[str], bundle: Bundle, store: Store, options: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """Percentiles in total and of each network, on each BACKEND-PRECISION.
+
+    Raises:
+        TelmeStreamError: One cannot run.
+    """
+    run = RunSettings(threads=torch.get_num_threads())
+    ranked = {name: choices(*name.split("-", 1))[0] for name in names}
+    networks = {name: TimedNetworks(networks_of(bundle, choice, run, store)) for name, choice in ranked.items()}
+    predictors = {name: NetworkPredictor(bundle, timed) for name, timed in networks.items()}
+    for name, predictor in predictors.items():
+        predictor.predict(utterances(bundle, 1, mixed=False))  # the first pays for the start
+        networks[name].times_ms.clear()
+    if options.full_size:
+        totals_ms = time_alone(predictors, utterances(bundle, options.runs, mixed=False))
+    else:
+        maker = FeatureMaker(bundle.tokenizer, bundle.config)
+        totals_ms = time_workers(
+            {name: Model(maker, predictor, bundle.config.max_turns) for name, predictor in predictors.items()}
+        )
+    rows: dict[str, dict[str, Any]] = {}
+    for name, timed in networks.items():
+        n = len(totals_ms[name])  # without the turns before the context is full
+        stages = {part: percentiles(times_ms[-n:]) for part, times_ms in timed.times_ms.items()}
+        tokens = round(float(np.median(timed.tokens[-n:])))
+        rows[name] = {"n": n, "tokens": tokens, **percentiles(totals_ms[name]), "stages": stages}
+        if options.batch:
+            rows[name]["batch"] = time_batch(predictors[name], bundle, options.batch, options.runs)
+    return rows
+
+
+def compare_with(baseline: dict[str, Any], rows: dict[str, dict[str, Any]]) -> None:
+    """Add to each backend's figures how many times faster than the baseline its median is."""
+    for row in rows.values():
+        row["times_faster"] = round(baseline["p50_ms"] / row["p50_ms"], 2)
+        for part, stage in row["stages"].items():
+            stage["times_faster"] = round(baseline["stages"][part]["p50_ms"] / stage["p50_ms"], 2)
 
 
 def report(replayed: Replayed, worker_ms: list[float]) -> None:

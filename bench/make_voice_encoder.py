@@ -1,11 +1,10 @@
 """Makes stream/weights/voice.onnx from the weights that the Resemblyzer wheel carries. Run by hand, once:
 
     pip download --no-deps resemblyzer==0.1.4
-    pip install onnx
     python -m bench.make_voice_encoder Resemblyzer-0.1.4-py3-none-any.whl
 
 Weights are kept as float16 and cast when loaded: 2.8 MB, and a cosine of 0.99999 to those of float32. The background
-voice is the mean over the voices of `bench/speakers.py` that are for tuning; taking 0.7 of it off brings the cosine of
+voice is the mean over the voices of `bench/voices.py` that are for tuning; taking 0.7 of it off brings the cosine of
 two strangers from 0.6 down to 0.2, where one threshold serves real and synthetic voices alike (bench/LOG.md).
 
 Legend: B windows, T frames of 10 ms, H hidden (256), V values of a voice (256).
@@ -19,6 +18,7 @@ import io
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from bench.speakers import SENTENCES, TUNING_VOICES, speak
+from bench.voices import SENTENCES, TUNING_VOICES, speak
 from stream.voice import MEL_BANDS, WEIGHTS, VoiceEncoder
 
 WHEEL_SHA256 = "8f12eb2f1a9982d32e8db7856de754709b59c93a77bcf0ff536584b619a9dd1f"
@@ -70,7 +70,7 @@ class Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
 
-    def node(self, kind: str, inputs: list[str], output: str, **attributes: object) -> str:
+    def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         """Add a node of one output; an LSTM's second output is `<output>_last`."""
         outputs = [output, f"{output}_last"] if kind == "LSTM" else [output]
         self.nodes.append(helper.make_node(kind, inputs, outputs, **attributes))

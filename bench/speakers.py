@@ -13,69 +13,28 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import permutations
 from pathlib import Path
 from typing import NamedTuple
 
-import av
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.scoring import count_mislabelled
+from bench.voices import ESPEAK, FLITE, SENTENCES, SPEECH_RMS, UNSEEN, SynthVoice, recorded, speak
 from stream.config import SegmenterConfig, SpeakersConfig
 from stream.items import SAMPLE_RATE_HZ, Pcm, Span
 from stream.segmenter import Segmenter
 from stream.speakers import SpeakersByVoice
-from stream.vad import VoiceDetector
+from stream.vad import SpeechDetector
 from stream.voice import VoiceEncoder
 
 CONVERSATIONS = 30  # for each group and number of voices
-SPEECH_RMS = 2600.0
 ROOM_RMS = 6.0
-AUDIBLE = 300  # absolute int16 value from which a sample counts as speech
-PIECES = 10  # of each recording, of 1.0 to 3.5 s; those of a short one overlap
-
-SENTENCES = (
-    "Hello, did the letter from the university come today?",
-    "Yes, and they said yes! I am so happy, this is wonderful!",
-    "Oh my God, really? I can't believe it!",
-    "The course starts in September, and it takes two years.",
-    "I'm so sad that you have to leave.",
-    "I'm scared too. What if I can't find any friends there?",
-    "Why didn't you tell me sooner? I am really angry with you!",
-    "I'm so sorry, I never wanted to hurt you.",
-    "Come on, let's go out and celebrate tonight!",
-    "That is a great idea. Thank you so much.",
-    "Okay.",
-    "No way!",
-    "What are you doing here?",
-    "Well, maybe we should ask her before we decide anything about the house.",
-    "I told him twice.",
-    "He never listens to anybody.",
-    "Sure, see you tomorrow.",
-    "Do you remember the summer when we all went to the lake and it rained for nine days?",
-)
-
-
-class SynthVoice(NamedTuple):
-    """A synthesizer, `flite` or `espeak`, and the name of its voice."""
-
-    engine: str
-    name: str
-
-
-FLITE = tuple(SynthVoice("flite", name) for name in ("awb", "kal16", "rms", "slt"))
-ESPEAK = tuple(
-    SynthVoice("espeak", f"en-us{name}") for name in ("", "+m7", "+f2", "+f4", "+Annie", "+steph", "+klatt2")
-)
-TUNING_VOICES = (*FLITE, *ESPEAK, SynthVoice("espeak", "en-us+Andrea"))
-UNSEEN = tuple(
-    SynthVoice("espeak", f"en-us{name}") for name in ("+m2", "+f1", "+f3", "+f5", "+aunty", "+klatt6", "+Gene")
-)
 
 
 class Turn(NamedTuple):
@@ -156,7 +115,7 @@ def score(turns: list[Turn], rng: np.random.Generator, speakers: SpeakersByVoice
     sound = np.concatenate(parts) + rng.normal(0, ROOM_RMS, at)
     pcm = np.clip(np.rint(sound), -32768, 32767).astype(np.int16)
     config = SegmenterConfig()
-    segmenter = Segmenter(config, VoiceDetector(config.aggressiveness))
+    segmenter = Segmenter(config, SpeechDetector(config.aggressiveness))
     pairs = []
     for span in [*segmenter.push(0, pcm), *segmenter.flush()]:
         if isinstance(span, Span):
@@ -172,20 +131,10 @@ def _whose(span: Span, truth: Sequence[tuple[int, int, int]]) -> int:
 
 def count_wrong(pairs: Sequence[tuple[int, str]], tally: Tally) -> None:
     """Add the errors of one conversation: pairs of the voice and its label, in order."""
-    voices = sorted({voice for voice, _ in pairs})
-    labels = sorted({label for _, label in pairs})
-    padded = [*labels, *("nobody" for _ in range(len(voices) - len(labels)))]
-    best = max(
-        (dict(zip(voices, chosen, strict=True)) for chosen in permutations(padded, len(voices))),
-        key=lambda mapping: sum(mapping[voice] == label for voice, label in pairs),
-    )
-    turns = dict.fromkeys(voices, 0)
-    for voice, label in pairs:
-        turns[voice] += 1
-        if turns[voice] > 2:
-            tally.utterances += 1
-            tally.wrong += best[voice] != label
-    tally.found += len(labels)
+    counted, wrong = count_mislabelled([(str(voice), label) for voice, label in pairs])
+    tally.utterances += counted
+    tally.wrong += wrong
+    tally.found += len({label for _, label in pairs})
     tally.conversations += 1
 
 
@@ -202,64 +151,6 @@ def time_encoder(encoder: VoiceEncoder, seconds: int, runs: int = 20) -> float:
 
 def _synthetic(voices: Sequence[SynthVoice]) -> list[list[Pcm]]:
     return [[speak(voice, text) for text in SENTENCES] for voice in voices]
-
-
-@cache
-def speak(voice: SynthVoice, text: str) -> Pcm:
-    """A sentence in a voice at the usual level, cut to what is audible: int16 [S], 16 kHz."""
-    raw = ["-ar", str(SAMPLE_RATE_HZ), "-ac", "1", "-f", "s16le", "-"]
-    if voice.engine == "flite":
-        quoted = text.replace("\\", "").replace("'", "\u2019").replace(":", "").replace(",", r"\,")
-        source = ["-f", "lavfi", "-i", f"flite=text='{quoted}':voice={voice.name}"]
-        sound = _run(["ffmpeg", "-v", "error", *source, *raw])
-    else:
-        wav = _run(["espeak-ng", "-v", voice.name, "--stdout", text])
-        sound = _run(["ffmpeg", "-v", "error", "-i", "-", *raw], wav)
-    return level(np.frombuffer(sound, np.int16))
-
-
-def _run(command: list[str], stdin: bytes = b"") -> bytes:
-    try:
-        return subprocess.run(command, input=stdin, stdout=subprocess.PIPE, check=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        sys.exit(f"{error}; expected ffmpeg with flite, and espeak-ng; apt-get install ffmpeg espeak-ng")
-
-
-def level(pcm: Pcm) -> Pcm:
-    """The sound at the usual level, cut to what is audible."""
-    sound = pcm.astype(np.float64)
-    sound *= SPEECH_RMS / np.sqrt(np.mean(np.square(sound)))
-    audible = np.flatnonzero(np.abs(sound) >= AUDIBLE)
-    cut = sound[max(audible[0] - 320, 0) : audible[-1] + 320]
-    return np.clip(np.rint(cut), -32768, 32767).astype(np.int16)
-
-
-def recorded(folder: Path, seed: int) -> list[list[Pcm]]:
-    """Pieces of the recordings in a folder, one list a voice."""
-    rng = np.random.default_rng(seed)
-    voices = []
-    for path in sorted(folder.iterdir()):
-        if path.suffix in {".wav", ".flac", ".ogg", ".mp3"}:
-            for channel in channels(path):
-                starts = rng.uniform(0, 1, PIECES)
-                lengths = [min(int(rng.uniform(1.0, 3.5) * SAMPLE_RATE_HZ), len(channel)) for _ in starts]
-                pieces = [
-                    channel[(at := int(start * (len(channel) - length))) : at + length]
-                    for start, length in zip(starts, lengths, strict=True)
-                ]
-                voices.append([level(piece) for piece in pieces])
-    return voices
-
-
-def channels(path: Path) -> list[Pcm]:
-    """The channels of a recording that differ, each cut to what is audible."""
-    resampler = av.AudioResampler("s16p", rate=SAMPLE_RATE_HZ)
-    with av.open(str(path)) as container:
-        frames = [out for frame in container.decode(audio=0) for out in resampler.resample(frame)]
-        frames += resampler.resample(None)
-    sound = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
-    alike = len(sound) > 1 and float(np.corrcoef(sound[0], sound[1])[0, 1]) > 0.5
-    return [level(channel) for channel in (sound[:1] if alike else sound)]
 
 
 if __name__ == "__main__":

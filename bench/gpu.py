@@ -1,0 +1,273 @@
+"""Every backend of a CUDA machine on the published size, with random weights: `bash bench/gpu.sh`.
+
+Each backend runs in a process of its own, so that one that dies or eats the memory spoils no other's figures. Torch
+eager in float32, one utterance at a time, is the baseline and the reference of the answers. One utterance is 128
+tokens, 3.6 s of sound and 8 pictures; `mixed` is a batch of as many lengths as utterances. A table, then a JSON file.
+
+`--cpu-check` runs all of it that needs no GPU, on small networks: it shows that the script works, and measures nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.floor import ceilings_of, floors
+from bench.random_bundle import make_random_bundle
+from engines.build import cached_plan, gpu_name, installed, toolkit
+from engines.cuda import torch_networks
+from engines.onnx import onnx_networks
+from engines.parity import compare as parity_of
+from engines.parity import logits
+from engines.spec import BuildSettings, Precision, RunSettings, default_profiles, graph_spec
+from engines.store import Store, read_manifest
+from engines.tensorrt import tensorrt_networks
+from telme.bundle import Bundle, load_bundle
+from telme.errors import EngineError, TelmeStreamError
+from telme.features import Features
+from telme.predictor import NetworkPredictor, Networks, Predictor, TorchNetworks
+
+RESULTS = Path(__file__).parent / "results"
+BASELINE = "torch-eager-fp32"
+TOKENS, SOUND_S, BATCH, UTTERANCES = 128, 3.6, 16, 64
+_RUN, _LAUNCHED = RunSettings(), RunSettings(cuda_graphs=False)
+Make = Callable[[Bundle, Store], Networks]
+
+
+def _torch(precision: Precision, run: RunSettings = _RUN) -> Make:
+    return lambda bundle, store: torch_networks(bundle, precision, run)
+
+
+def _tensorrt(precision: Precision, run: RunSettings = _RUN) -> Make:
+    return lambda bundle, store: tensorrt_networks(bundle, precision, run, store)
+
+
+CASES: Mapping[str, Make] = {
+    BASELINE: lambda bundle, store: TorchNetworks(bundle.model),
+    "torch-cuda-fp16": _torch("fp16"),
+    "torch-cuda-fp16-no-graphs": _torch("fp16", _LAUNCHED),
+    "torch-cuda-bf16": _torch("bf16"),
+    "tensorrt-fp16": _tensorrt("fp16"),
+    "tensorrt-fp16-no-graphs": _tensorrt("fp16", _LAUNCHED),
+    "tensorrt-bf16": _tensorrt("bf16"),
+    "onnx-fp32": lambda bundle, store: onnx_networks(bundle, "fp32", _RUN, store),
+}
+PLANS = "tensorrt-plans"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cpu-check", action="store_true", help="small networks, no GPU: does the script work?")
+    parser.add_argument("--runs", type=int, default=200, help="utterances alone that are timed")
+    parser.add_argument("--out", type=Path, help="JSON file (default: bench/results/gpu-NAME-DAY.json)")
+    parser.add_argument("--case", choices=[*CASES, PLANS], help=argparse.SUPPRESS)  # one backend, in its own process
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.case:
+        return run_case(options.case, options.work, options.runs)
+    if not options.cpu_check and not torch.cuda.is_available():
+        sys.stderr.write("gpu: error: torch sees no GPU; expected one; try bash bench/gpu.sh --cpu-check\n")
+        return 1
+    with tempfile.TemporaryDirectory() as folder:
+        report = run_all(Path(folder), options.cpu_check, options.runs)
+    name = f"gpu-{report['machine']['gpu'].replace(' ', '-')}-{datetime.now(UTC):%Y-%m-%d}.json"
+    out = options.out or RESULTS / name
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print_table(report)
+    print(f"written: {out}")
+    return 1 if any("error" in row for row in report["rows"]) else 0
+
+
+def run_all(work: Path, cpu_check: bool, runs: int) -> dict[str, Any]:
+    """Every backend that is here, each in a process of its own."""
+    make_random_bundle(work / "bundle", "small" if cpu_check else "published")
+    # The published size on a processor is bench/latency.py's.
+    kinds = ("onnx",) if cpu_check else ("torch-cuda", *(["tensorrt"] if installed() else []))
+    names = [BASELINE, *(name for name in CASES if name.startswith(kinds))]
+    if cpu_check and installed():
+        names.append(PLANS)
+    rows = [in_process(name, work, runs) for name in names]
+    return {"machine": machine(), "cpu_check": cpu_check, "floor": floor(work / "bundle"), "rows": rows}
+
+
+def in_process(name: str, work: Path, runs: int) -> dict[str, Any]:
+    """One backend's figures, or why there are none."""
+    command = [sys.executable, "-m", "bench.gpu", "--case", name, "--work", str(work), "--runs", str(runs)]
+    print(f"{name} ...", file=sys.stderr, flush=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    last = done.stdout.strip().rpartition("\n")[2]
+    if done.returncode == 0 and last:
+        row: dict[str, Any] = json.loads(last)
+        return row
+    return {"backend": name, "error": f"its process ended with {done.returncode}; what it said is above"}
+
+
+def run_case(name: str, work: Path, runs: int) -> int:
+    """Measure one backend and print its figures as one line of JSON."""
+    bundle, store = load_bundle(str(work / "bundle")), Store(work / "engines")
+    started_s = time.perf_counter()
+    row: dict[str, Any]
+    try:
+        if name == PLANS:
+            row = compile_plans(bundle, store)
+        else:
+            predictor = NetworkPredictor(bundle, CASES[name](bundle, store))
+            row = {"backend": name, "named": predictor.backend, "ready_s": round(time.perf_counter() - started_s, 1)}
+            row |= compare(predictor, bundle, work / "reference.npy", name == BASELINE)
+            row |= clock(predictor, bundle, runs)
+    except TelmeStreamError as error:
+        row = {"backend": name, "error": str(error)}
+    print(json.dumps(row))
+    return 0
+
+
+def compile_plans(bundle: Bundle, store: Store) -> dict[str, Any]:
+    """Without a GPU: compile the plans, and note what keeps them from running.
+
+    Raises:
+        TelmeStreamError: They cannot be compiled.
+    """
+    tensorrt = toolkit()
+    row: dict[str, Any] = {"backend": f"{tensorrt.name}-fp16"}
+    for part in bundle.config.parts:
+        settings = BuildSettings("fp16", default_profiles(graph_spec(bundle.config, part)))
+        plan = cached_plan(store, tensorrt, bundle, part, settings)
+        row |= {f"{part}_built_s": read_manifest(plan.parent).build_s, f"{part}_bytes": plan.stat().st_size}
+    try:
+        tensorrt_networks(bundle, "fp16", _RUN, store)
+    except EngineError as error:
+        row["not_run"] = str(error)
+    return row
+
+
+def utterances(bundle: Bundle, count: int, mixed: bool) -> list[Features]:
+    """Made-up utterances, the same every time: of one length, or evenly from none to twice that."""
+    random = np.random.default_rng(3)
+    rate_hz, edge = (
+        bundle.config.input_mode.audio_rate_hz,
+        int((bundle.config.video_config or {}).get("image_size", 224)),
+    )
+    tokens = min(TOKENS, bundle.config.max_prompt_tokens // (2 if mixed else 1))
+    made = []
+    for number in range(count):
+        share = 2 * (number + 1) / count if mixed else 1.0
+        prompt = random.integers(5, 100, max(int(tokens * share), 8))
+        sound = random.standard_normal(int(SOUND_S * rate_hz * share), np.float32)
+        pixels = torch.from_numpy(random.standard_normal((1, 8, 3, edge, edge), np.float32))
+        made.append(Features(tuple(prompt.tolist()), context_turns=5, sound=sound, pixels=pixels))
+    return made
+
+
+def compare(predictor: NetworkPredictor, bundle: Bundle, file: Path, is_reference: bool) -> dict[str, Any]:
+    """How far the answers are from float32's."""
+    given = utterances(bundle, UTTERANCES if torch.cuda.is_available() else 4, mixed=True)
+    found = logits(predictor, given, bundle.config.calibration_temperature)
+    if is_reference:
+        np.save(file, found)
+        return {}
+    parity = parity_of(predictor.backend, found, np.load(file))
+    return {
+        "logits_max_difference": parity.largest,
+        "logits_mean_difference": parity.mean,
+        "least_cosine": parity.cosine,
+        "same_labels": parity.labels_equal,
+    }
+
+
+def clock(predictor: NetworkPredictor, bundle: Bundle, runs: int) -> dict[str, Any]:
+    """Milliseconds alone; utterances a second in batches of one length and of many."""
+    (alone,) = utterances(bundle, 1, mixed=False)
+    times_ms = [time_ms(predictor, [alone]) for _ in range(runs + 5)][5:]
+    rates = {}
+    for kind, mixed in (("batched", False), ("mixed", True)):
+        batch = utterances(bundle, BATCH, mixed)
+        best_ms = min(time_ms(predictor, batch) for _ in range(max(runs // 10, 2)))
+        rates[f"{kind}_per_s"] = round(1000 * BATCH / best_ms, 1)
+    alone_ms = {f"alone_p{p}_ms": round(float(np.percentile(times_ms, p)), 3) for p in (50, 95, 99)}
+    if not torch.cuda.is_available():
+        return alone_ms | rates
+    memory = {"gpu_memory_mb": round((torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0]) / 1e6)}
+    return alone_ms | rates | memory | {"kernels_ms": kernels(predictor, alone)}
+
+
+def kernels(predictor: NetworkPredictor, utterance: Features) -> dict[str, float]:
+    """The ten kernels that take most of the GPU's time for one utterance: what stands between it and the floor."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        for _ in range(10):
+            predictor.predict([utterance])
+    events = sorted(profile.key_averages(), key=lambda event: event.self_device_time_total, reverse=True)
+    return {event.key[:80]: round(event.self_device_time_total / 10_000, 4) for event in events[:10]}
+
+
+def time_ms(predictor: Predictor, batch: Sequence[Features]) -> float:
+    """Milliseconds of one call."""
+    started_s = time.perf_counter()
+    predictor.predict(batch)  # its answers are on the CPU when it returns
+    return 1000 * (time.perf_counter() - started_s)
+
+
+def floor(folder: Path) -> dict[str, float]:
+    """The least milliseconds of one utterance, in half precision on a GPU."""
+    bundle = load_bundle(str(folder))
+    (one,) = utterances(bundle, 1, mixed=False)
+    precision = "fp16" if torch.cuda.is_available() else "fp32"
+    found = ceilings_of([precision])
+    ceilings, work = found[precision], floors(bundle, one, found)[precision]["total"]
+    return {
+        "flops": work["flops"],
+        "weights_bytes": work["bytes"],
+        **ceilings.figures(),
+        "alone_ms": round(ceilings.floor_ms(work["flops"], work["bytes"]), 3),
+        "batched_per_s": round(ceilings.flops_per_s / work["flops"], 1),
+    }
+
+
+def machine() -> dict[str, str]:
+    """What it ran on."""
+    versions = {name: version(name) for name in ("torch", "transformers", "onnx", "onnxscript")}
+    return {
+        "gpu": gpu_name(),
+        "cuda": str(torch.version.cuda),
+        "python": platform.python_version(),
+        "cores": str(os.cpu_count()),
+        "tensorrt": ", ".join(installed()) or "none",
+        **versions,
+    }
+
+
+def print_table(report: Mapping[str, Any]) -> None:
+    """The rows, with their ratio to the baseline."""
+    rows = report["rows"]
+    columns = ("alone_p50_ms", "alone_p95_ms", "batched_per_s", "mixed_per_s", "logits_max_difference", "same_labels")
+    print(f"{'backend':<24}" + "".join(f"{name:>22}" for name in columns) + f"{'times faster alone':>22}")
+    baseline_ms = rows[0].get("alone_p50_ms")
+    for row in rows:
+        if "alone_p50_ms" not in row:
+            print(f"{row['backend']:<24}  {row.get('error') or row.get('not_run')}")
+            continue
+        cells = "".join(f"{row.get(name, ''):>22.5g}" if name in row else f"{'':>22}" for name in columns)
+        print(f"{row['backend']:<24}{cells}{baseline_ms / row['alone_p50_ms']:>22.2f}")
+    print(f"{'floor':<24}{report['floor']['alone_ms']:>22.5g}{'':>22}{report['floor']['batched_per_s']:>22.5g}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

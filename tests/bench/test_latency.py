@@ -1,0 +1,94 @@
+"""The worker's bench, on the published shape in little."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.latency import main
+from bench.stages import TimedNetworks, print_rows
+from telme.models import EncoderOutput
+from tests.bundles import make_tiny_bundle
+
+
+class _Networks:
+    """Answers with what it was asked."""
+
+    backend, most_rows = "fake", 3
+
+    def text(self, ids: torch.Tensor, mask: torch.Tensor) -> EncoderOutput:
+        return EncoderOutput(ids, mask)
+
+    def audio(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+    video = audio
+
+    def fusion(
+        self, text: torch.Tensor, audio: torch.Tensor, video: torch.Tensor, present: torch.Tensor
+    ) -> torch.Tensor:
+        return text + audio + video + present
+
+
+def test_each_call_is_timed_and_its_answer_untouched() -> None:
+    timed, one = TimedNetworks(_Networks()), torch.ones(1, 1)
+    assert timed.most_rows == 3
+    assert timed.text(one, 2 * one).logits == 2
+    assert timed.audio(one) is one
+    assert timed.video(one) is one
+    assert timed.fusion(one, one, one, one) == 4
+    timed.audio(one)
+    assert timed.tokens == [1]
+    assert {part: len(times) for part, times in timed.times_ms.items()} == {
+        "text": 1,
+        "audio": 2,
+        "video": 1,
+        "fusion": 1,
+    }
+
+
+def test_the_floor_stands_beside_what_it_bounds(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = {"p50_ms": 4.0, "p95_ms": 5.0, "p99_ms": 6.0, "times_faster": 2.0}
+    row = {**figures, "stages": {"text": figures, "fusion": figures}, "batch": {"size": 8, "per_s": 500, "ms_each": 2}}
+    print_rows({"onnx-fp32": row}, {"fp32": {"text": {"ms": 1.5}, "total": {"ms": 1.75}}})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1] == ["onnx-fp32", "total", "4.00", "5.00", "6.00", "1.75", "2.00"]
+    assert lines[2] == ["onnx-fp32", "text", "4.00", "5.00", "6.00", "1.50", "2.00"]
+    assert lines[3] == ["onnx-fp32", "fusion", "4.00", "5.00", "6.00", "2.00"]
+    assert "batch of 8: 500 utterances/s, 2 ms each" in " ".join(lines[4])
+
+
+def test_all_networks_are_timed_against_torch_eager(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--worker-only", "onnx-fp32", "--full-size", "small", "--runs", "2", "--batch", "2"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(report["worker"]) == ["torch-fp32", "onnx-fp32"]
+    for row in report["worker"].values():
+        assert row["n"] == 2
+        assert list(row["stages"]) == ["text", "video", "audio", "fusion"]
+        assert row["batch"]["size"] == 2
+        assert row["batch"]["per_s"] > 0
+    assert report["worker"]["torch-fp32"]["times_faster"] == 1
+    parts = report["floor"]["fp32"]
+    assert parts["total"]["flops"] == sum(parts[part]["flops"] for part in ("text", "audio", "video"))
+    assert 0 < parts["text"]["bytes"] < parts["total"]["bytes"]
+
+
+def test_prompts_have_the_length_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = make_tiny_bundle(tmp_path / "bundle")
+    assert main(["--worker-only", "torch-bf16", "--bundle", str(bundle), "--tokens", "60"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    rows, floor = report["worker"], report["floor"]
+    assert {name: row["tokens"] for name, row in rows.items()} == {"torch-fp32": 60, "torch-bf16": 60}
+    assert floor["bf16"]["text"]["flops"] == floor["fp32"]["text"]["flops"]
+    assert 2 * floor["bf16"]["text"]["bytes"] == floor["fp32"]["text"]["bytes"]
+    with pytest.raises(SystemExit):
+        main(["--worker-only", "onnx-fp32", "--full-size", "--tokens", "60"])
+    assert "--tokens goes with a bundle" in capsys.readouterr().err
+
+
+def test_a_backend_that_cannot_run_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--worker-only", "onnx-bf16", "--full-size", "small", "--runs", "1"]) != 0
+    assert "precision bf16 on ONNX Runtime" in capsys.readouterr().err
