@@ -76,6 +76,7 @@ def main() -> None:
         sound, lines = lay_out(clips)
         sound_path = Path(scratch, "conversation.wav")
         write_wav(sound_path, sound)
+        out.mkdir(parents=True, exist_ok=True)
         encode(ffmpeg, sound_path, lines, out / "conversation.mp4")
     transcript = json.dumps([asdict(line) for line in lines], indent=2)
     (out / "conversation.json").write_text(transcript + "\n", encoding="utf-8")

@@ -15,8 +15,8 @@ import jiwer
 import jsonschema
 import pytest
 
-from stream.wire import Device, SpeechEnded, Status, event_schema
-from tests.commands import ANY_PORT, DEADLINE_S, EXAMPLES, as_json, emotions, running
+from stream.bus import Device, Emotion, SpeechEnded, Status, event_schema
+from tests.commands import ANY_PORT, COMMAND, DEADLINE_S, EXAMPLES, as_json, emotions, running
 
 CONVERSATION = str(EXAMPLES / "conversation.mp4")
 README = Path(__file__).parents[1] / "README.md"
@@ -146,6 +146,31 @@ def test_a_reader_that_goes_away_ends_the_run(tmp_path: Path) -> None:
         run.process.stdout = open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115 - closed by `running`
 
 
+def test_an_output_that_is_full_ends_the_run_with_one_line(tmp_path: Path) -> None:
+    environment = dict(os.environ, TMPDIR=str(tmp_path))
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*COMMAND, "--input", CONVERSATION, "--fast", "--no-camera", *ANY_PORT],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "error: standard output: [Errno 28] No space left on device" in done.stderr
+
+
+def test_children_of_a_killed_supervisor_end_without_a_traceback(tmp_path: Path) -> None:
+    with running(tmp_path, "--input", CONVERSATION, "--events", "jsonl", *ANY_PORT) as run:
+        assert any(event.type == "speech.started" for event in run.events())
+        os.kill(run.process.pid, signal.SIGKILL)
+        complaints = run.process.communicate(timeout=DEADLINE_S)[1]  # until the last child's end
+    assert "Traceback" not in complaints
+
+
 def test_capture_and_worker_run_apart(tmp_path: Path) -> None:
     utterances = f"tcp://127.0.0.1:{free_port()}"
     events = f"tcp://127.0.0.1:{free_port()}"
@@ -198,6 +223,38 @@ def test_the_readme_subscribers_print_the_events(tmp_path: Path, index: int) -> 
         run.process.communicate(timeout=DEADLINE_S)
         subscriber.kill()
     assert "letter" in line  # a word of the first sentence
+
+
+def test_a_fast_replay_with_the_adaptive_hangover_is_the_same_each_time(tmp_path: Path) -> None:
+    arguments = ("--input", CONVERSATION, "--fast", "--no-camera", "--adaptive", "--events", "jsonl", *ANY_PORT)
+    found = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        with running(tmp_path / name, *arguments) as run:
+            found.append([(said.seq, said.text, said.start_ns, said.end_ns) for said in emotions(list(run.events()))])
+            assert run.end() == 0
+    assert found[0] == found[1]
+    assert len(found[0]) >= len(transcript())
+
+
+def test_interim_guesses_come_before_the_answer_and_leave_it_as_it_is(tmp_path: Path) -> None:
+    with running(tmp_path, "--input", CONVERSATION, "--no-camera", "--interim", "--events", "jsonl", *ANY_PORT) as run:
+        said = []
+        for event in run.events():
+            data = event.payload()
+            if isinstance(data, Emotion):
+                said.append((event, data))
+                if data.final:
+                    break
+        run.interrupt()
+        run.process.communicate(timeout=DEADLINE_S)
+    *guesses, (answer, final) = said
+    assert guesses
+    for event, guess in guesses:
+        assert guess.utterance == final.utterance
+        assert event.seq < answer.seq
+        assert guess.context_turns == final.context_turns == 1
+        assert not guess.modalities["audio"].captured
 
 
 def test_the_voices_of_the_example_are_told_apart(tmp_path: Path) -> None:

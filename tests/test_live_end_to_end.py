@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
+import wave
 from contextlib import ExitStack
 from pathlib import Path
 
 import av
+import numpy as np
 
-from stream.wire import Device, Emotion, Event
+from stream.bus import Device, Emotion, Event
 from tests.commands import ANY_PORT, EXAMPLES, emotions, running
-from tests.live import MjpegServer, VirtualMicrophone, end_process
+from tests.live import ServedCamera, VirtualMicrophone, end_process
 
 SPOKEN_RATE_HZ = 48_000
 
@@ -30,7 +33,7 @@ def spoken_example(path: Path) -> Path:
 
 
 def test_microphone_and_camera_until_ctrl_c(
-    virtual_microphone: VirtualMicrophone, mjpeg_server: MjpegServer, tmp_path: Path
+    virtual_microphone: VirtualMicrophone, mjpeg_server: ServedCamera, tmp_path: Path
 ) -> None:
     sound = spoken_example(tmp_path / "spoken.wav")
     mjpeg_server.start("green")
@@ -63,6 +66,42 @@ def test_microphone_and_camera_until_ctrl_c(
         assert emotion.stages_ms.total is not None
     said = [event.payload() for event in rest]
     assert any(isinstance(data, Device) and data.state == "ended" for data in said)
+
+
+def anna_left_and_ben_right(path: Path) -> Path:
+    """The example's sound with one speaker a channel."""
+    with wave.open(str(spoken_example(path)), "rb") as file:
+        mono = np.frombuffer(file.readframes(file.getnframes()), np.int16)
+    sides = np.zeros((len(mono), 2), np.int16)
+    for line in json.loads((EXAMPLES / "conversation.json").read_text(encoding="utf-8")):
+        start, end = (line[key] * SPOKEN_RATE_HZ // 1000 for key in ("start_ms", "end_ms"))
+        sides[start:end, int(line["speaker"] == "Ben")] = mono[start:end]
+    with wave.open(str(path), "wb") as file:
+        file.setparams((2, 2, SPOKEN_RATE_HZ, 0, "NONE", ""))
+        file.writeframes(sides.tobytes())
+    return path
+
+
+def test_each_channel_of_a_microphone_is_a_speaker(virtual_microphone: VirtualMicrophone, tmp_path: Path) -> None:
+    sound = anna_left_and_ben_right(tmp_path / "spoken.wav")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    arguments = ("--no-camera", "--events", "jsonl", "--speakers", "channel", "--mic-channels", "2", *ANY_PORT)
+    with ExitStack() as stack:
+        run = stack.enter_context(running(folder, *arguments, surroundings=virtual_microphone.environment))
+        events = run.events()
+        next(data for event in events if isinstance(data := event.payload(), Device) and data.state == "opened")
+        player = subprocess.Popen(["paplay", "--device=virt", str(sound)], env=virtual_microphone.environment)
+        stack.callback(end_process, player)
+        heard: list[Emotion] = []
+        while len(heard) < 3:
+            heard += emotions([next(events)])
+        run.interrupt()
+        assert list(events)
+        assert run.end() == 130
+    assert [emotion.speaker for emotion in heard] == ["channel1", "channel2", "channel1"]
+    assert "letter" in heard[0].text
+    assert "happy" in heard[1].text
 
 
 def test_devices_and_doctor_see_the_microphone(virtual_microphone: VirtualMicrophone, tmp_path: Path) -> None:
