@@ -190,9 +190,12 @@ def compare(options: argparse.Namespace) -> None:
             bundle.config.max_prompt_tokens = options.tokens
             bundle.config.max_turns = max(bundle.config.max_turns, options.tokens // _LEAST_TURN_TOKENS)
         names = list(dict.fromkeys(("torch-fp32", *options.worker_only)))
-        precisions = {name.rpartition("-")[2] for name in names}
+        run = RunSettings(threads=threads)
+        ranked = {name: choices(*name.split("-", 1))[0] for name in names}
+        networks = {name: TimedNetworks(networks_of(bundle, choice, run, store)) for name, choice in ranked.items()}
+        precisions = {choice.precision for choice in ranked.values()}
         before = ceilings_of(precisions)
-        rows = time_backends(names, bundle, store, options)
+        rows = time_backends(networks, bundle, options)
         ceilings = {precision: after.best(before[precision]) for precision, after in ceilings_of(precisions).items()}
         (one,) = utterances(bundle, 1, mixed=False)
         if options.tokens:
@@ -206,16 +209,13 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def time_backends(
-    names: Sequence[str], bundle: Bundle, store: Store, options: argparse.Namespace
+    networks: Mapping[str, TimedNetworks], bundle: Bundle, options: argparse.Namespace
 ) -> dict[str, dict[str, Any]]:
     """Percentiles in total and of each network, on each BACKEND-PRECISION.
 
     Raises:
         TelmeStreamError: One cannot run.
     """
-    run = RunSettings(threads=torch.get_num_threads())
-    ranked = {name: choices(*name.split("-", 1))[0] for name in names}
-    networks = {name: TimedNetworks(networks_of(bundle, choice, run, store)) for name, choice in ranked.items()}
     predictors = {name: NetworkPredictor(bundle, timed) for name, timed in networks.items()}
     for name, predictor in predictors.items():
         predictor.predict(utterances(bundle, 1, mixed=False))  # the first pays for the start

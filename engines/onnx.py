@@ -81,7 +81,7 @@ def cached_graph(bundle: Bundle, part: Part, precision: Precision, store: Store)
         raise EngineError(f"precision {precision} on ONNX Runtime", f"one of {', '.join(PRECISIONS)}", "choose another")
     if part == "fusion":  # small, and its answer is the last
         precision = "fp32"
-    maker = {"backend": "onnx", "version": _onnxruntime().__version__}
+    maker = {"backend": "onnx", "version": import_onnxruntime().__version__}
     maker |= {"quantised": _QUANTISED_REVISION} if precision == "int8" else {}
     key = {**graph_key(bundle, part), **BuildSettings(precision).key(), **maker}
 
@@ -174,7 +174,7 @@ def _add_remainders(graph: Any, node: Callable[..., Any]) -> None:
 
 
 def _session(graph: Path, run: RunSettings) -> Any:
-    ort = _onnxruntime()
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = run.threads
     options.inter_op_num_threads = 1
@@ -191,7 +191,12 @@ def _session(graph: Path, run: RunSettings) -> Any:
         ) from error
 
 
-def _onnxruntime() -> Any:
+def import_onnxruntime() -> Any:
+    """The module, with its telemetry off.
+
+    Raises:
+        MissingDependency: It is not installed.
+    """
     try:
         import onnxruntime
     except ImportError as error:

@@ -78,12 +78,13 @@ def test_all_networks_are_timed_against_torch_eager(capsys: pytest.CaptureFixtur
 
 def test_prompts_have_the_length_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = make_tiny_bundle(tmp_path / "bundle")
-    assert main(["--worker-only", "torch-bf16", "--bundle", str(bundle), "--tokens", "60"]) == 0
+    assert main(["--worker-only", "onnx-int8", "--bundle", str(bundle), "--tokens", "60"]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     rows, floor = report["worker"], report["floor"]
-    assert {name: row["tokens"] for name, row in rows.items()} == {"torch-fp32": 60, "torch-bf16": 60}
-    assert floor["bf16"]["text"]["flops"] == floor["fp32"]["text"]["flops"]
-    assert 2 * floor["bf16"]["text"]["bytes"] == floor["fp32"]["text"]["bytes"]
+    assert {name: row["tokens"] for name, row in rows.items()} == {"torch-fp32": 60, "onnx-int8": 60}
+    assert floor["int8"]["text"]["flops"] == floor["fp32"]["text"]["flops"]
+    assert 4 * floor["int8"]["text"]["bytes"] == floor["fp32"]["text"]["bytes"]
+    assert min(report["ceilings"]["int8"].values()) > 0
     with pytest.raises(SystemExit):
         main(["--worker-only", "onnx-fp32", "--full-size", "--tokens", "60"])
     assert "--tokens goes with a bundle" in capsys.readouterr().err
