@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
@@ -64,6 +65,16 @@ def test_a_pupil_learns_from_a_teacher(folder: Path, capsys: pytest.CaptureFixtu
     scored = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert scored["weighted_f1"] == pytest.approx(report["weighted_f1"], abs=5)
     assert scored["n"] == 24
+
+
+@pytest.mark.parametrize(("capability", "precision"), [("AVX512", "bf16"), ("AVX2", "no")])
+def test_it_trains_in_float32_where_bfloat16_has_no_kernels(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, capability: str, precision: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    run(folder, "out", capsys, "--max-steps", "1")
+    assert AcceleratorState().mixed_precision == precision
 
 
 def test_only_the_speakers_rows_of_the_embeddings_move(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
