@@ -29,6 +29,15 @@ def stop_telemetry() -> None:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
+def keep_few_kernels() -> None:
+    """Let oneDNN keep 16 prepared kernels instead of 1024; before its first use in this process.
+
+    Whisper's decoder asks for another one with each word and each length of window, so that the recognizer's memory
+    grew for hours; making one anew costs no time that can be measured (bench/LOG.md).
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
+
+
 def give_back_memory() -> None:
     """Give freed memory back to the system, where the C library is glibc; elsewhere this does nothing.
 

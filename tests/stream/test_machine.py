@@ -1,4 +1,4 @@
-"""What is freed between blocks in use goes back to the system."""
+"""What the processes ask of the C library and of oneDNN, so that their memory does not grow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import pytest
 
 from bench.soak import resident_bytes
-from stream.machine import give_back_memory
+from stream.machine import give_back_memory, keep_few_kernels
 
 BLOCK_BYTES = 2_000
 BLOCKS = 50_000
@@ -31,3 +31,11 @@ def test_freed_memory_goes_back_to_the_system() -> None:
     after = resident_bytes(os.getpid())
     libc.free(blocks[-1])
     assert before - after > 0.8 * BLOCK_BYTES * BLOCKS
+
+
+def test_onednn_keeps_few_kernels_unless_the_user_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    for before, after in (({}, {name: "16"}), ({name: "500"}, {name: "500"})):
+        monkeypatch.setattr(os, "environ", before)
+        keep_few_kernels()
+        assert os.environ == after
