@@ -40,6 +40,7 @@ _HEARTBEAT_MS = 5000
 _POLL_MS = 500
 # Reports kept for a worker that is away; older ones are dropped, utterances never.
 _MAX_REPORTS_HELD = 1000
+_MAX_PORT = 65_535
 _MAX_FRAMES = 3  # header, sound, pictures
 # Messages handled before the worker looks at its clock and its supervisor again.
 _MAX_TURN = 64
@@ -56,6 +57,7 @@ def _options(handle: zmq.Socket[Any], max_message_bytes: int) -> None:
 
 def _bind(handle: zmq.Socket[Any], address: str) -> str:
     """Bind and return the address in full, with the port the system chose where `*` was given."""
+    _check_port(address)
     try:
         handle.bind(address)
     except zmq.ZMQError as error:
@@ -68,11 +70,19 @@ def _bind(handle: zmq.Socket[Any], address: str) -> str:
 
 
 def _connect(handle: zmq.Socket[Any], address: str) -> None:
+    _check_port(address)
     try:
         handle.connect(address)
     except zmq.ZMQError as error:
         example = "an address such as tcp://HOST:5556"
         raise LinkError(f"cannot connect to {address}: {error}", example, "check it") from error
+
+
+def _check_port(address: str) -> None:
+    """Of a larger one ZeroMQ takes the lower 16 bits, without a word."""
+    port = address.rpartition(":")[2]
+    if address.startswith("tcp:") and port.isdecimal() and int(port) > _MAX_PORT:
+        raise LinkError(f"port {port} in {address}", f"at most {_MAX_PORT}", "choose another")
 
 
 class CaptureLink:

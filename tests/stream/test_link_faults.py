@@ -178,6 +178,16 @@ def test_an_address_that_cannot_be_bound_is_named(address: str) -> None:
     assert address in str(error.value)
 
 
+def test_a_port_that_is_none_is_refused_at_both_ends(tmp_path: Path) -> None:
+    """ZeroMQ would take 34463 for 99999."""
+    with pytest.raises(LinkError, match=r"port 99999 in tcp.*; expected at most 65535"):
+        worker_at("tcp://127.0.0.1:99999")
+    with capture_to("tcp://127.0.0.1:99999", tmp_path) as capture:
+        capture._thread.join(DEADLINE_S)
+        with pytest.raises(LinkError, match="port 99999"):
+            capture.wait_answered(DEADLINE_S)
+
+
 def test_an_address_that_is_none_ends_the_link_with_its_reason(tmp_path: Path) -> None:
     with capture_to("nowhere", tmp_path) as capture:
         capture._thread.join(DEADLINE_S)
