@@ -6,6 +6,7 @@ The main thread listens; the asr thread transcribes; the link thread owns socket
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -31,12 +32,15 @@ from stream.speakers import Attribution, Conversation, speakers_for
 from stream.vad import SpeechDetector
 from telme.errors import LinkError
 
+_log = logging.getLogger(__name__)
+
 HEARTBEAT_NS = 1_000_000_000
 # The rings keep an utterance of the maximum length, its pre-roll and hangover, and this much more.
 _RING_SLACK_MS = 5_000
 # At the end each utterance has so long to be transcribed, and to be answered; a stop by Ctrl-C has its own deadline,
 # and a capture whose supervisor died, and the worker with it, waits for no answer.
 ANSWER_PATIENCE_S = 60.0
+TELL_AFTER_S = 3.0  # what it waits for
 ASR_PATIENCE_S = 30.0
 _INTERIM_SAMPLES = SAMPLE_RATE_HZ  # between two interims of an utterance
 _NOT_OVER = Missing("the utterance is not over")
@@ -76,6 +80,8 @@ def run(config: Config, session: Session, folder: Path, control: Control) -> Non
         for device in devices.all_are("ended"):
             reporter(device)
         patience_s = 0.0 if control.orphaned else ANSWER_PATIENCE_S
+        if waiting := link.wait_answered(min(patience_s, TELL_AFTER_S)):
+            _log.warning("%d utterances wait for the worker's answer; Ctrl-C twice ends without it", waiting)
         if unanswered := link.wait_answered(patience_s):
             raise LinkError(
                 f"{unanswered} utterances without an answer, none for {patience_s:.0f} s",

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from threading import Event as ThreadEvent
 
 import jiwer
 import jsonschema
@@ -199,6 +200,20 @@ def test_capture_and_worker_run_apart(tmp_path: Path) -> None:
 def readme_examples() -> list[str]:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     return [block for block in blocks if "5556" in block]
+
+
+def test_a_capture_without_a_worker_says_what_it_waits_for(tmp_path: Path) -> None:
+    nobody = f"tcp://127.0.0.1:{free_port()}"
+    with running(tmp_path, "capture", "--input", CONVERSATION, "--fast", "--utterances-address", nobody) as run:
+        assert run.process.stderr is not None
+        said = next(line for line in run.process.stderr if "Ctrl-C twice ends without it" in line)
+        assert f"{len(transcript())} utterances wait for the worker's answer" in said
+        run.interrupt()
+        while run.process.poll() is None:  # two that come at once can count as one
+            run.interrupt()
+            ThreadEvent().wait(0.5)
+        assert run.end() == 130
+        assert run.left_running() == []
 
 
 def test_the_readme_has_its_two_subscribers() -> None:
