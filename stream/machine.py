@@ -29,13 +29,15 @@ def stop_telemetry() -> None:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
-def keep_few_kernels() -> None:
-    """Let oneDNN keep 16 prepared kernels instead of 1024; before its first use in this process.
+def keep_no_caches() -> None:
+    """Let oneDNN keep 16 prepared kernels instead of 1024 and MKL no buffers; before their first use in this process.
 
-    Whisper's decoder asks for another one with each word and each length of window, so that the recognizer's memory
-    grew for hours; making one anew costs no time that can be measured (bench/LOG.md).
+    Whisper's decoder asks oneDNN for another kernel with each word and each length of window, and MKL keeps for each
+    thread a buffer of the largest product so far, so that the recognizer's memory grew for hours. Doing without costs
+    no time that can be measured (bench/LOG.md).
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
+    os.environ.setdefault("MKL_DISABLE_FAST_MM", "1")
 
 
 def give_back_memory() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from stream.config import Config
 from stream.control import Control
 from stream.items import Session
-from stream.machine import keep_few_kernels, stop_telemetry
+from stream.machine import keep_no_caches, stop_telemetry
 from telme.errors import ProcessError, TelmeStreamError
 
 
@@ -34,7 +34,7 @@ def set_up_logging(debug: bool) -> None:
 def capture_main(config: Config, session: Session, folder: Path, debug: bool, line: Connection) -> None:
     """Process 1."""
     control = Control(line)
-    keep_few_kernels()
+    keep_no_caches()
     with _reported(control, debug):
         from stream import capture
 

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from bench.soak import resident_bytes
-from stream.machine import give_back_memory, keep_few_kernels
+from stream.machine import give_back_memory, keep_no_caches
 
 BLOCK_BYTES = 2_000
 BLOCKS = 50_000
@@ -33,9 +33,9 @@ def test_freed_memory_goes_back_to_the_system() -> None:
     assert before - after > 0.8 * BLOCK_BYTES * BLOCKS
 
 
-def test_onednn_keeps_few_kernels_unless_the_user_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
-    for before, after in (({}, {name: "16"}), ({name: "500"}, {name: "500"})):
+def test_the_recognizer_keeps_no_caches_unless_the_user_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels, buffers = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", {"MKL_DISABLE_FAST_MM": "1"}
+    for before, after in (({}, {kernels: "16"} | buffers), ({kernels: "500"}, {kernels: "500"} | buffers)):
         monkeypatch.setattr(os, "environ", before)
-        keep_few_kernels()
+        keep_no_caches()
         assert os.environ == after
