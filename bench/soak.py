@@ -36,7 +36,7 @@ from stream.items import SAMPLE_RATE_HZ, Pcm, Session
 from stream.processes import set_up_logging
 
 ROLES = ("capture", "worker")
-PERIOD_S = 0.05
+PERIOD_S = 0.01  # the instants between two transcriptions are rare
 WARM_UP = 1 / 6
 PIECES = 10  # of what is left
 CHAPTER_S = 300  # of conversation, said again and again
