@@ -70,7 +70,7 @@ class SegmenterConfig(Struct, frozen=True, forbid_unknown_fields=True):
     min_speech_ms: Positive = 250
     hangover_ms: Annotated[int, Meta(ge=100)] = 500
     adaptive: bool = False
-    hangover_min_ms: Annotated[int, Meta(ge=100)] = 390
+    hangover_min_ms: Annotated[int, Meta(ge=100)] = 420
     hangover_max_ms: Annotated[int, Meta(ge=100)] = 800
     tail_ms: Natural = 200
     speculate_ms: Natural = 200

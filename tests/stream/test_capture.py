@@ -142,7 +142,7 @@ def test_a_draft_is_the_utterance_that_follows_unless_speech_goes_on() -> None:
 @pytest.mark.parametrize(
     ("adaptive", "said", "hangover_ms"),
     [
-        (True, Transcription("It is over.", None), 390),
+        (True, Transcription("It is over.", None), 420),
         (True, Transcription("It goes", None), 800),
         (True, Transcription("Thank you.", "too little speech"), 500),
         (False, Transcription("It is over.", None), 500),
