@@ -28,6 +28,7 @@ from engines.store import Store
 from telme.bundle import Bundle
 from telme.config import Part
 from telme.errors import EngineError
+from telme.processor import knows_bfloat16
 
 BACKEND = "torch-cpu-bf16"
 # Part of every cache key: raise it when a change here changes what is kept. Laying out is not kept.
@@ -38,16 +39,6 @@ _DROPOUT, _LINEAR, _GELU, _SUM = _aten.dropout.default, _aten.linear.default, _a
 _CHECKS = (_aten._assert_tensor_metadata.default,)  # sizes and types are checked before a run
 
 _log = logging.getLogger(__name__)
-
-
-def multiplies_bfloat16() -> bool:
-    """Whether this processor has matrix products in bfloat16 (AMX); without them bfloat16 gains nothing sure."""
-    return knows_bfloat16() and bool(torch.cpu.get_capabilities().get("amx_bf16", False))
-
-
-def knows_bfloat16() -> bool:
-    """Whether torch's bfloat16 kernels run on this processor, fast or not."""
-    return bool(torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX512"))  # type: ignore[no-untyped-call]
 
 
 def onednn_networks(bundle: Bundle, store: Store) -> GraphNetworks:

@@ -10,7 +10,7 @@ import torch
 
 from engines.build import installed
 from engines.cuda import torch_networks
-from engines.onednn import multiplies_bfloat16, onednn_networks
+from engines.onednn import onednn_networks
 from engines.onnx import onnx_networks
 from engines.spec import Precision, RunSettings
 from engines.store import Store
@@ -18,6 +18,7 @@ from engines.tensorrt import tensorrt_networks
 from telme.bundle import Bundle
 from telme.errors import TelmeStreamError, UsageError
 from telme.predictor import NetworkPredictor, Networks, TorchNetworks
+from telme.processor import multiplies_bfloat16
 
 _log = logging.getLogger(__name__)
 

@@ -48,6 +48,7 @@ from telme.features import FeatureMaker
 from telme.fitting import fit_temperature
 from telme.models import TextTeacher, resize_vocabulary
 from telme.packing import Pack, PackedBatch, collate_packs, packs, read_packs
+from telme.processor import knows_bfloat16
 
 MAX_TURNS = 24
 # More than any dialogue of MELD holds: training packs are never cut.
@@ -297,7 +298,7 @@ def answers(
     """Logits of all rows [rows, C], in their order."""
     lessons = list(_lessons(Dialogues(rows, FeatureMaker(tokenizer, config), tokenizer.sep_token_id)))
     made = []
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=_cpu_knows_bfloat16()):
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=knows_bfloat16()):
         for start in range(0, len(lessons), _BATCH_OF_ANSWERS):
             batch = _collate(lessons[start : start + _BATCH_OF_ANSWERS], config, tokenizer.pad_token_id)["batch"]
             made.append(read_packs(teacher, PackedBatch(**batch)).logits.float())
@@ -352,7 +353,7 @@ def _arguments(options: argparse.Namespace) -> TrainingArguments:
         remove_unused_columns=False,
         label_names=["labels"],
         max_grad_norm=1.0,
-        bf16=torch.cuda.is_bf16_supported() if torch.cuda.is_available() else _cpu_knows_bfloat16(),
+        bf16=torch.cuda.is_bf16_supported() if torch.cuda.is_available() else knows_bfloat16(),
         use_cpu=not torch.cuda.is_available(),
         eval_strategy="no",
         save_strategy="epoch",
@@ -361,11 +362,6 @@ def _arguments(options: argparse.Namespace) -> TrainingArguments:
         report_to=[],
         seed=options.seed,
     )
-
-
-def _cpu_knows_bfloat16() -> bool:
-    """Without AVX-512 torch multiplies bfloat16 number by number, many times slower than float32."""
-    return bool(torch.backends.cpu.get_cpu_capability().startswith("AVX512"))
 
 
 def _prior(rows: Sequence[Row], classes: int) -> Tensor:

@@ -13,6 +13,7 @@ from engines.onednn import cached_flat, lay_out, onednn_networks
 from engines.predictor import Choice, choices, networks_of
 from engines.spec import RunSettings
 from engines.store import Store
+from telme import processor
 from telme.bundle import Bundle, open_bundle
 from telme.errors import EngineError, PredictorError
 from telme.predictor import NetworkPredictor, TorchPredictor
@@ -20,7 +21,7 @@ from tests.bundles import make_tiny_bundle
 from tests.telme.test_predictor import mixed
 
 needs_bfloat16 = pytest.mark.skipif(
-    not onednn.knows_bfloat16(), reason="torch has no bfloat16 for a processor without AVX-512"
+    not processor.knows_bfloat16(), reason="torch has no bfloat16 for a processor without AVX-512"
 )
 
 
@@ -93,8 +94,9 @@ def test_a_graph_that_torch_refuses_is_a_clear_error(tmp_path: Path) -> None:
 def test_a_processor_without_bfloat16_is_a_clear_error(
     bundle: Bundle, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(processor, "knows_bfloat16", lambda: False)
     monkeypatch.setattr(onednn, "knows_bfloat16", lambda: False)
-    assert not onednn.multiplies_bfloat16()
+    assert not processor.multiplies_bfloat16()
     (asked,) = choices("torch", "bf16")
     with pytest.raises(EngineError, match="torch in bf16 on a processor without it; expected AVX-512"):
         networks_of(bundle, asked, RunSettings(), store)

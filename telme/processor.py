@@ -1,0 +1,15 @@
+"""What this machine's processor can multiply."""
+
+from __future__ import annotations
+
+import torch
+
+
+def knows_bfloat16() -> bool:
+    """Whether torch has kernels for bfloat16 here, fast or not; without AVX-512 it multiplies number by number."""
+    return bool(torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX512"))  # type: ignore[no-untyped-call]
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether it has matrix products in bfloat16 (AMX); without them bfloat16 gains nothing sure."""
+    return knows_bfloat16() and bool(torch.cpu.get_capabilities().get("amx_bf16", False))
