@@ -75,20 +75,14 @@ def test_an_interim_is_a_guess_from_the_words_that_leaves_no_trace(bench: Bench)
 
 
 def test_an_interim_gives_way_to_an_utterance_to_a_newer_one_and_to_its_answer(bench: Bench) -> None:
-    for message, media in (
-        (interim(0, "hello"), ()),
-        (interim(0, "i am so happy"), ()),
-        (interim(0, "yes", session="s2"), ()),
-    ):
-        bench.dealer.send_multipart(wire.encode(message, media))
-    while not bench.predictor.prompts:
-        bench.link.wait(DEADLINE_MS)
-        bench.worker.step()
-    bench.send(utterance(0, "hello"), ABSENT)
+    bench.send_at_once(interim(0, "hello"), interim(0, "i am so happy"), interim(0, "yes", session="s2"))
+    assert bench.skipped() == 1
+    bench.send_at_once(interim(1, "no", session="s2"), utterance(0, "hello"))
+    assert bench.skipped() == 2
     bench.send(interim(0, "hello"))
+    assert bench.skipped() == 3
     texts = [prompt.split(" [SEP]")[0] for prompt in bench.predictor.prompts]
-    assert texts[-1] == "<s1> hello"
-    assert bench.skipped() + len(texts) == 5
+    assert texts == ["<s1> i am so happy", "<s1> yes", "<s1> hello"]
 
 
 def test_an_interim_that_cannot_be_read_is_a_fault(bench: Bench) -> None:
