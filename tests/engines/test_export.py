@@ -12,13 +12,13 @@ import pytest
 import torch
 from transformers.models.timesformer.modeling_timesformer import TimesformerSelfAttention
 
-from engines.export import example_inputs, export_graph, sdpa_timesformer
+from engines.export import example_inputs, export_graph, part_module, sdpa_timesformer
 from engines.spec import Precision, graph_spec
-from telme.bundle import Bundle, load_bundle
+from telme.bundle import Bundle, load_bundle, save_bundle
 from telme.config import Part
 from telme.errors import EngineError
 from telme.models import TextTeacher
-from tests.bundles import make_tiny_bundle
+from tests.bundles import make_tiny_bundle, tiny_config, tiny_tokenizer
 from tests.engines.graphs import run_plain, run_torch
 
 PARTS: tuple[Part, ...] = ("text", "audio", "video", "fusion")
@@ -59,6 +59,39 @@ def test_turns_that_see_no_later_one_are_exported_as_such(tmp_path: Path) -> Non
         expected = run_torch(bundle, "text", inputs)["logits"]
         assert np.abs(run_plain(path, inputs)["logits"] - expected).max() < 1e-5
         assert np.abs(run_torch(plain, "text", inputs)["logits"] - expected).max() > 1e-4
+
+
+@pytest.mark.parametrize(("kind", "read"), [("bert", 1), ("roberta", 1), ("mpnet", 9)])
+@pytest.mark.parametrize("turn_starts", [None, [5, 11, 17]])
+def test_the_last_layer_runs_for_the_one_token_that_is_read(
+    tmp_path: Path, kind: str, read: int, turn_starts: list[int] | None
+) -> None:
+    tokenizer = tiny_tokenizer()
+    config = tiny_config(len(tokenizer))
+    assert config.text_config is not None
+    config.text_config["model_type"] = kind
+    config.turn_starts = turn_starts
+    save_bundle(tmp_path, config, TextTeacher(config), tokenizer, "# A toy for tests: random weights.\n")
+    bundle = load_bundle(str(tmp_path))
+    teacher = bundle.model.text
+    with torch.no_grad():
+        for name, weights in teacher.named_parameters():
+            if ".self." in name:
+                weights.mul_(20)  # so that it matters who is seen
+    module = part_module(bundle, "text", "fp32")
+    network = module.network
+    assert isinstance(network, TextTeacher)
+    assert {weights.data_ptr() for weights in network.parameters()} == {
+        weights.data_ptr() for weights in teacher.parameters()
+    }
+    inputs = example_inputs(graph_spec(bundle.config, "text"), 2, 9)
+    states: list[torch.Tensor] = []
+    network.text_model.register_forward_hook(lambda *call: states.append(call[-1].last_hidden_state))
+    with torch.inference_mode():
+        found, expected = module(*inputs.values()), teacher(*inputs.values())
+    assert states[0].shape == (2, read, 32)
+    torch.testing.assert_close(found[0], expected.feature)
+    torch.testing.assert_close(found[1], expected.logits)
 
 
 def test_an_absent_student_is_ignored_whatever_stands_in_its_row(bundle: Bundle, export: Export) -> None:
