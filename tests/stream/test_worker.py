@@ -40,7 +40,7 @@ def test_an_utterance_becomes_an_emotion_and_an_ack(bench: Bench) -> None:
     assert emotion.stages_ms.asr == 300
     assert emotion.stages_ms.asr_hidden == 250
     assert emotion.final
-    assert bench.acks() == [0]
+    assert bench.acks(1) == [0]
 
 
 def test_the_stages_add_up_to_the_total_without_what_was_hidden(bench: Bench) -> None:
@@ -71,7 +71,7 @@ def test_an_interim_is_a_guess_from_the_words_that_leaves_no_trace(bench: Bench)
     assert (felt.utterance, felt.label, felt.final, felt.context_turns) == ("s1/1", "joy", False, 2)
     reason = "an interim guess reads the words alone"
     assert felt.modalities["audio"] == bus.Modality(captured=False, used=False, reason=reason)
-    assert bench.acks() == [0, 1]
+    assert bench.acks(2) == [0, 1]
 
 
 def test_an_interim_gives_way_to_an_utterance_to_a_newer_one_and_to_its_answer(bench: Bench) -> None:
@@ -108,7 +108,7 @@ def test_utterances_that_wait_together_are_answered_in_one_batch(bench: Bench) -
     assert [(event.session, event.type) for event in found] == [
         (session, kind) for session in sessions for kind in ("transcript", "emotion")
     ]
-    assert bench.acks() == [0, 0, 0]
+    assert bench.acks(3) == [0, 0, 0]
 
 
 def test_a_session_that_waits_twice_is_answered_in_order_and_repetitions_once(bench: Bench) -> None:
@@ -117,7 +117,7 @@ def test_a_session_that_waits_twice_is_answered_in_order_and_repetitions_once(be
         "<s1> hello [SEP] now <s1> feels [MASK]",
         "<s1> hello <s2> yes [SEP] now <s2> feels [MASK]",
     ]
-    assert sorted(bench.acks()) == [0, 0, 1]
+    assert sorted(bench.acks(3)) == [0, 0, 1]
 
 
 def test_one_that_fails_costs_its_neighbours_nothing(bench: Bench) -> None:
@@ -125,7 +125,7 @@ def test_one_that_fails_costs_its_neighbours_nothing(bench: Bench) -> None:
     bench.send_at_once(*(utterance(0, text, session=f"s{number}") for number, text in enumerate(said)))
     kinds = {event.session: event.type for event in bench.events(8) if event.type != "transcript"}
     assert [kinds[f"s{number}"] for number in range(4)] == ["emotion", "fault", "fault", "emotion"]
-    assert bench.acks() == [0, 0, 0, 0]
+    assert bench.acks(4) == [0, 0, 0, 0]
 
 
 def test_a_sessions_events_keep_the_order_of_its_messages(bench: Bench) -> None:
@@ -150,7 +150,7 @@ def test_a_repeated_utterance_is_acknowledged_but_not_answered_twice(bench: Benc
     for _ in range(3):
         bench.send(utterance(0, "hello"), ABSENT)
     assert len(bench.predictor.prompts) == 1
-    assert bench.acks() == [0, 0, 0]
+    assert bench.acks(3) == [0, 0, 0]
     bench.send(utterance(1, "yes"), ABSENT)
     assert [event.seq for event in bench.events(4)] == [1, 2, 3, 4]
 
@@ -163,7 +163,7 @@ def test_a_worker_started_again_remembers_the_dialogue_and_what_it_answered(tmp_
     second.send(utterance(0, "hello"), ABSENT)
     second.send(utterance(1, "yes", speaker="ben"), ABSENT)
     assert second.predictor.prompts == ["<s1> hello <s2> yes [SEP] now <s2> feels [MASK]"]
-    assert second.acks() == [0, 1]
+    assert second.acks(2) == [0, 1]
     second.close()
 
 
@@ -244,7 +244,7 @@ def test_a_model_that_fails_is_a_fault_and_the_worker_goes_on(bench: Bench) -> N
     assert fault.payload() == bus.Fault("the fake broke; expected an answer; nothing", 0)
     bench.send(utterance(1, "i am so happy"), ABSENT)
     assert bench.emotion().label == "joy"
-    assert bench.acks() == [0, 1]
+    assert bench.acks(2) == [0, 1]
 
 
 def test_text_that_is_only_markers_is_a_fault_and_never_enters_the_dialogue(bench: Bench) -> None:

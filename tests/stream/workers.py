@@ -113,18 +113,18 @@ class Bench:
         return data
 
     def skipped(self) -> int:
-        """Interims skipped, by the last heartbeat."""
-        self.worker.heartbeat("running")
-        found = []
-        while received := self.subscriber.receive(200):
-            if received[0].type == "status":
-                found.append(received[0].payload())
-        assert isinstance(found[-1], bus.Status)
-        return found[-1].counters["interims_skipped"]
+        """Interims skipped, by a heartbeat of this moment: the next that says "stopped"."""
+        self.worker.heartbeat("stopped")
+        while received := self.subscriber.receive(DEADLINE_MS):
+            status = received[0].payload()
+            if isinstance(status, bus.Status) and status.state == "stopped":
+                return status.counters["interims_skipped"]
+        raise AssertionError("no heartbeat")
 
-    def acks(self) -> list[int]:
-        found = []
-        while self.dealer.poll(200):
+    def acks(self, count: int) -> list[int]:
+        """The acknowledgements that came, which are so many and no more."""
+        found: list[int] = []
+        while self.dealer.poll(DEADLINE_MS if len(found) < count else 200):
             message, _ = wire.decode(self.dealer.recv_multipart())
             assert isinstance(message, wire.Ack)
             found.append(message.seq)
