@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from engines.export import part_module
 from engines.onnx import import_onnxruntime
 from telme.bundle import Bundle
 from telme.config import Part
@@ -134,15 +135,17 @@ def _calls(bundle: Bundle, utterance: Features) -> Mapping[Part, tuple[nn.Module
     """Each network but the fusion, whose operations are a thousandth of theirs, and its input for one utterance."""
     assert isinstance(utterance.sound, np.ndarray)
     assert isinstance(utterance.pixels, Tensor)
-    model = bundle.model
-    calls: dict[Part, tuple[nn.Module, Sequence[Tensor]]] = {
-        "text": (model.text, collate_prompts([utterance.prompt_ids], 1))
+    inputs: dict[Part, Sequence[Tensor]] = {
+        "text": collate_prompts([utterance.prompt_ids], 1),
+        "audio": [pad_left([utterance.sound], bundle.config.input_mode)],
+        "video": [utterance.pixels],
     }
-    if model.audio is not None:
-        calls["audio"] = (model.audio, [pad_left([utterance.sound], bundle.config.input_mode)])
-    if model.video is not None:
-        calls["video"] = (model.video, [utterance.pixels])
-    return calls
+    # As the graphs are: what they leave out nobody needs.
+    return {
+        part: (part_module(bundle, part, "fp32"), given)
+        for part, given in inputs.items()
+        if part in bundle.config.parts
+    }
 
 
 def _work(network: nn.Module, inputs: Sequence[Tensor]) -> tuple[int, int]:

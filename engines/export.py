@@ -66,14 +66,16 @@ class _LastLayer(nn.Module):
         super().__init__()
         own = layer.attention
         self.attention = type(own)(own.self.config, is_cross_attention=True)
-        self.attention.load_state_dict(own.state_dict(), assign=True)
-        self.rest = layer
+        for name, module in own.self.named_children():
+            setattr(self.attention.self, name, module)
+        self.attention.output = own.output
+        self.intermediate, self.output = layer.intermediate, layer.output
 
     def forward(self, hidden: Tensor, attention_mask: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
         """As the layer; the mask is [B, 1, 1 or T, T]."""
         mask = None if attention_mask is None else attention_mask[:, :, -1:]
         state: Tensor = self.attention(hidden[:, -1:], encoder_hidden_states=hidden, encoder_attention_mask=mask)[0]
-        answer: Tensor = self.rest.feed_forward_chunk(state)
+        answer: Tensor = self.output(self.intermediate(state), state)
         return answer
 
 
