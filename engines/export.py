@@ -99,8 +99,13 @@ def graph_key(bundle: Bundle, part: Part) -> dict[str, str]:
         "weights": bundle.weights,
         "config": hashlib.sha256(settings.encode()).hexdigest(),
         "graph": part,
-        "export": f"{EXPORT_REVISION} opset {OPSET} torch {torch.__version__} transformers {transformers.__version__}",
+        "export": exporter(),
     }
+
+
+def exporter() -> str:
+    """What of this machine decides how a graph comes out: part of every cache key."""
+    return f"{EXPORT_REVISION} opset {OPSET} torch {torch.__version__} transformers {transformers.__version__}"
 
 
 def part_module(bundle: Bundle, part: Part, precision: Precision) -> nn.Module:

@@ -117,6 +117,18 @@ class Store:
             return []
         return sorted(path for path in self.root.iterdir() if path.is_dir() and path.suffix != _BUILDING)
 
+    def remove(self, folder: Path) -> None:
+        """Remove an artifact, once nobody builds it. A process that has loaded it keeps what it has.
+
+        Raises:
+            EngineError: The cache cannot be written.
+        """
+        try:
+            with self._locked(folder.with_name(folder.name + _LOCK)):
+                shutil.rmtree(folder)
+        except OSError as error:
+            raise EngineError(f"{folder} cannot be removed: {error}", "a folder of one's own", "remove it") from error
+
     @contextmanager
     def _locked(self, path: Path) -> Iterator[None]:
         # flock: the kernel lets go of it when its holder dies, however that happens.

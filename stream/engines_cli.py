@@ -96,9 +96,25 @@ def verify() -> None:
             damaged = True
             typer.echo(f"!!  {error}")
             continue
-        here = _what_is_here_instead(manifest)
+        try:
+            here = ", ".join(f"{field} {value}" for field, value in _other_here(manifest).items())
+        except MissingDependency as error:
+            here = error.seen
         typer.echo(f"{'--' if here else 'ok'}  {_line(manifest)}{here and f'; this machine has {here}'}")
     raise typer.Exit(1 if damaged else 0)
+
+
+@app.command()
+def prune() -> None:
+    """Remove cached engines that are damaged or made by another version; those of another GPU stay."""
+    need_torch()
+    from engines.store import Store, default_root
+
+    store = Store(default_root())
+    for folder in store.folders():
+        if why := _why_useless(folder):
+            store.remove(folder)
+            typer.echo(f"removed {folder}: {why}")
 
 
 def _built(store: Store, choice: Choice, bundle: Bundle, part: Part, progress: Progress) -> Path:
@@ -121,17 +137,33 @@ def _line(manifest: Manifest) -> str:
     )
 
 
-def _what_is_here_instead(manifest: Manifest) -> str:
-    """What of this machine differs from what an engine was made for; empty where nothing does."""
+def _why_useless(folder: Path) -> str:
+    """Why nothing here will ever take an engine; empty where something may, if only with another GPU."""
+    from engines.store import verify as check
+
+    try:
+        other = _other_here(check(folder))
+    except EngineError as error:
+        return error.seen
+    except MissingDependency:  # what runs it may be in another environment
+        return ""
+    return ", ".join(f"this machine has {field} {value}" for field, value in other.items() if field != "gpu")
+
+
+def _other_here(manifest: Manifest) -> dict[str, str]:
+    """What of this machine differs from what an engine was made for.
+
+    Raises:
+        MissingDependency: What runs it is not installed.
+    """
     from engines.build import MODULES, gpu_name, toolkit
+    from engines.export import exporter
 
     backend = manifest.key.get("backend", "")
-    if backend not in MODULES.values():
-        here = {"version": version("torch" if backend.startswith("torch") else "onnxruntime")}
+    here = {"export": exporter()}
+    if backend in MODULES.values():
+        found = toolkit()
+        here |= {"backend": found.name, "version": found.version, "gpu": gpu_name()}
     else:
-        try:
-            found = toolkit()
-        except MissingDependency as error:
-            return error.seen
-        here = {"backend": found.name, "version": found.version, "gpu": gpu_name()}
-    return ", ".join(f"{field} {value}" for field, value in here.items() if manifest.key.get(field) != value)
+        here["version"] = version("torch" if backend.startswith("torch") else "onnxruntime")
+    return {field: value for field, value in here.items() if manifest.key.get(field) != value}

@@ -14,8 +14,10 @@ import pytest
 import torch
 
 import engines.build
+import engines.export
 import stream.engines_cli
 from stream.cli import main
+from telme.errors import MissingDependency
 from tests.bundles import make_tiny_bundle
 from tests.commands import ANY_PORT, EXAMPLES, running
 from tests.live import eventually
@@ -125,6 +127,47 @@ def test_graphs_for_the_processor_lie_beside_them(
     monkeypatch.setattr(stream.engines_cli, "version", lambda name: "99.0")
     assert run("verify") == 0
     assert capsys.readouterr().out.endswith("; this machine has version 99.0\n")
+
+
+def test_what_no_version_here_would_take_is_pruned(
+    bundle: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for precision in ("fp32", "int8"):
+        assert run("build", "--bundle", str(bundle), "--backend", "onnx", "--precision", precision) == 0
+    folders = [path for path in cache.iterdir() if path.is_dir()]
+    capsys.readouterr()
+    assert run("prune") == 0
+    assert capsys.readouterr().out == ""
+    (damaged, whole) = folders
+    (damaged / "manifest.json").write_text("{}", encoding="utf-8")
+    assert run("prune") == 0
+    assert capsys.readouterr().out.startswith(f"removed {damaged}: cached engine {damaged}")
+    assert [path for path in cache.iterdir() if path.is_dir()] == [whole]
+    monkeypatch.setattr(engines.export, "EXPORT_REVISION", 99)
+    assert run("verify") == 0
+    assert re.match(r"--  text .*; this machine has export 99 opset", capsys.readouterr().out)
+    assert run("prune") == 0
+    assert capsys.readouterr().out.startswith(f"removed {whole}: this machine has export 99 opset")
+    assert not [path for path in cache.iterdir() if path.is_dir()]
+
+
+def test_a_plan_of_another_gpu_or_environment_stays(
+    bundle: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("build", "--bundle", str(bundle)) == 0
+    capsys.readouterr()
+    with monkeypatch.context() as other:
+        other.setattr(engines.build, "gpu_name", lambda: "NVIDIA L4 8.9")
+        assert run("prune") == 0
+
+    def lacking() -> None:
+        raise MissingDependency("no TensorRT", "one", "install it")
+
+    monkeypatch.setattr(engines.build, "toolkit", lacking)
+    assert run("prune") == 0
+    assert capsys.readouterr().out == ""
+    assert run("verify") == 0
+    assert capsys.readouterr().out.endswith("; this machine has no TensorRT\n")
 
 
 def test_an_empty_cache_says_what_fills_it(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
