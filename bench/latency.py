@@ -189,9 +189,9 @@ def compare(options: argparse.Namespace) -> None:
         if options.tokens:
             bundle.config.max_prompt_tokens = options.tokens
             bundle.config.max_turns = max(bundle.config.max_turns, options.tokens // _LEAST_TURN_TOKENS)
-        names = list(dict.fromkeys(("torch-fp32", *options.worker_only)))
         run = RunSettings(threads=threads)
-        ranked = {name: choices(*name.split("-", 1))[0] for name in names}
+        chosen = (choices(*name.split("-", 1))[0] for name in ("torch-fp32", *options.worker_only))
+        ranked = {f"{choice.backend}-{choice.precision}": choice for choice in chosen}
         networks = {name: TimedNetworks(networks_of(bundle, choice, run, store)) for name, choice in ranked.items()}
         precisions = {choice.precision for choice in ranked.values()}
         before = ceilings_of(precisions)

@@ -105,16 +105,17 @@ def recorded(folder: Path, seed: int) -> list[list[Pcm]]:
                     channel[(at := int(start * (len(channel) - length))) : at + length]
                     for start, length in zip(starts, lengths, strict=True)
                 ]
-                voices.append([level(piece) for piece in pieces])
+                voices.append([level(piece) for piece in pieces if piece.any()])
     return voices
 
 
 def channels(path: Path) -> list[Pcm]:
-    """The channels of a recording that differ, each cut to what is audible."""
+    """The channels of a recording that differ and hold a sound, each cut to what is audible."""
     resampler = av.AudioResampler("s16p", rate=SAMPLE_RATE_HZ)
     with av.open(str(path)) as container:
         frames = [out for frame in container.decode(audio=0) for out in resampler.resample(frame)]
         frames += resampler.resample(None)
     sound = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
+    sound = sound[sound.any(axis=1)]
     alike = len(sound) > 1 and float(np.corrcoef(sound[0], sound[1])[0, 1]) > 0.5
     return [level(channel) for channel in (sound[:1] if alike else sound)]

@@ -32,7 +32,7 @@ from telme.models import TextTeacher
 
 OPSET = 23
 # Part of every cache key: raise it when a change here changes graphs.
-EXPORT_REVISION = 2
+EXPORT_REVISION = 3
 _DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # torch.export takes a size of 1 for a constant, so examples are larger.
 _EXAMPLE_BATCH = 2

@@ -11,10 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,7 +101,7 @@ def conversation(bundle: Bundle, transcript: Path, recording: Path) -> list[Feat
     """
     try:
         lines = json.loads(transcript.read_text(encoding="utf-8"))
-        spoken = [(Turn(line["speaker"], line["text"]), line["start_ms"], line["end_ms"]) for line in lines]
+        spoken = [(_turn(line), round(line["start_ms"]), round(line["end_ms"])) for line in lines]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{transcript}: {error!r}", "a list of speaker, text, start_ms and end_ms", "see examples/conversation.json"
@@ -121,6 +122,12 @@ def conversation(bundle: Bundle, transcript: Path, recording: Path) -> list[Feat
             sound = sound[start_ms * rate_hz // 1000 : end_ms * rate_hz // 1000]
         made.append(maker.make(window, sound, frames, rate_hz))
     return made
+
+
+def _turn(line: Mapping[str, Any]) -> Turn:
+    if not isinstance(line["text"], str):
+        raise ValueError(f"text {line['text']!r}")  # bench/conversations.py writes null where nobody knows it
+    return Turn(line["speaker"], line["text"])
 
 
 def measure(

@@ -126,9 +126,21 @@ def open_bundle(name: str) -> Bundle:
             f"at most the {rows} of {TEXT_FILE}",
             "copy the bundle again",
         )
-    weights = _sha256(*(folder / PART_FILES[part] for part in config.parts))
+    weights = _digest_of_parts(folder, config)
     model_id = f"{Path(name).expanduser().resolve().name}-{weights[:12]}"
     return Bundle(model_id, weights, config, tokenizer, folder)
+
+
+def _digest_of_parts(folder: Path, config: TelmeConfig) -> str:
+    files = [PART_FILES[part] for part in config.parts]
+    try:
+        return _sha256(*(folder / name for name in files))
+    except OSError as error:
+        raise BundleError(
+            f"bundle {folder}: {error.strerror}: {Path(error.filename).name}",
+            f"the weights that its {CONFIG_FILE} names: {', '.join(files)}",
+            "copy the bundle again",
+        ) from error
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

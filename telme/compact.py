@@ -230,7 +230,7 @@ def make(options: argparse.Namespace) -> None:
 def _trained(
     teacher: TextTeacher, dialogues: Dialogues, config: TelmeConfig, pad_id: int, options: argparse.Namespace
 ) -> TextTeacher:
-    """Train it; returns the moving average."""
+    """Train it; returns the moving average, on the CPU."""
     steps = math.ceil(len(dialogues) / options.batch)
     pupil = Pupil(teacher, max(0.0, 1 - AVERAGE_EVERY / (AVERAGE_EPOCHS * steps)))
     speakers = (config.turn_starts or [])[:-1]
@@ -246,7 +246,7 @@ def _trained(
         callbacks=[_Average()],
     )
     trainer.train(resume_from_checkpoint=options.resume)
-    return pupil.average.eval()
+    return pupil.average.cpu().eval()
 
 
 def _start(options: argparse.Namespace) -> tuple[TextTeacher, PreTrainedTokenizerBase, TelmeConfig]:

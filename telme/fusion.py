@@ -84,8 +84,9 @@ class AttentionShiftFusion(nn.Module):
             FeatureError: The shapes do not fit one another.
         """
         _check(text, audio, video, present)
-        given = torch.tensor([audio is not None, video is not None], device=text.device)
-        known = given.expand(len(text), 2) if present is None else present & given  # [B, 2]
+        # No tensor of the two: its copy to the GPU is what a CUDA graph cannot record.
+        has = text.new_ones((len(text), 2), dtype=torch.bool) if present is None else present
+        known = torch.stack([has[:, column] & (half is not None) for column, half in enumerate((audio, video))], 1)
         halves = {
             name: torch.zeros_like(text) if half is None else half.where(known[:, column, None], 0.0)
             for column, (name, half) in enumerate(zip(STUDENTS, (audio, video), strict=True))

@@ -71,8 +71,11 @@ class TextTeacher(nn.Module):
 
     def _past_turns(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Which token (second axis) sees which (third): [B, T, T] bool."""
-        starts = torch.tensor(self._turn_starts, device=input_ids.device)
-        turn = (input_ids[:, :, None] == starts).any(2).to(torch.int64).cumsum(1)  # [B, T]
+        # One number after the other: a tensor of them would be copied to the GPU, which a CUDA graph cannot record.
+        begins = torch.zeros_like(input_ids, dtype=torch.bool)
+        for start in self._turn_starts or ():
+            begins = begins | (input_ids == start)
+        turn = begins.to(torch.int64).cumsum(1)  # [B, T]
         return (turn[:, None, :] <= turn[:, :, None]) & attention_mask[:, None, :].bool()
 
 

@@ -5,6 +5,7 @@ Shapes: B utterances, T tokens, S samples, F video frames, D = 768 feature, C cl
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -216,7 +217,7 @@ class TorchNetworks:
     """torch eager, float32, on the CPU or on CUDA where there is one: the reference that every backend is held against.
 
     Args:
-        model: Its networks are moved to the device.
+        model: Its networks; they stay where they are, and a GPU gets copies.
     """
 
     most_rows = 16
@@ -225,8 +226,11 @@ class TorchNetworks:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.backend = f"torch-{self._device.type}"
         self._model = model
-        self._model.to(self._device)  # type: ignore[arg-type]  # transformers wraps Module.to
-        self._fusion = None if model.fusion is None else model.fusion.row_by_row()
+        if self._device.type != "cpu":
+            # The bundle's own stay on the CPU, where other backends export them. And no TF32 in the reference.
+            self._model = copy.deepcopy(model).to(self._device)  # type: ignore[arg-type]  # transformers wraps it
+            torch.backends.cudnn.allow_tf32 = False
+        self._fusion = None if self._model.fusion is None else self._model.fusion.row_by_row()
 
     def text(self, ids: Tensor, mask: Tensor) -> EncoderOutput:
         """See Networks."""
@@ -248,7 +252,8 @@ class TorchNetworks:
     def fusion(self, text: Tensor, audio: Tensor, video: Tensor, present: Tensor) -> Tensor:
         """See Networks."""
         assert self._fusion is not None
-        logits: Tensor = self._fusion(text, audio, video, present.to(self._device)).logits
+        inputs = (item.to(self._device) for item in (text, audio, video, present))
+        logits: Tensor = self._fusion(*inputs).logits
         return logits
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from bench.conversations import (
 from bench.endpointing import no_speech
 from bench.listening import find
 from bench.noises import NOISES
-from bench.voices import EDGE_SAMPLES, SENTENCES, SynthVoice
+from bench.voices import EDGE_SAMPLES, SENTENCES, SynthVoice, channels
 from stream.items import SAMPLE_RATE_HZ
 from telme.errors import DataError
 
@@ -51,6 +52,17 @@ def test_the_truth_is_where_the_sound_is() -> None:
         assert audible[turn.start : turn.end].all()
         assert not audible[turn.start - 100 : turn.start].any()
         assert not audible[turn.end : turn.end + 100].any()
+
+
+def test_a_channel_without_a_sound_is_no_voice(tmp_path: Path) -> None:
+    silence = np.zeros(16_000, np.int16)
+    sound = np.random.default_rng(1).integers(-3_000, 3_000, 16_000).astype(np.int16)
+    for name, left in (("one", sound), ("none", silence)):
+        with wave.open(str(tmp_path / f"{name}.wav"), "wb") as wav:
+            wav.setparams((2, 2, SAMPLE_RATE_HZ, 0, "NONE", ""))
+            wav.writeframes(np.column_stack((left, silence)).tobytes())
+    assert len(channels(tmp_path / "one.wav")) == 1
+    assert channels(tmp_path / "none.wav") == []
 
 
 def test_the_same_seed_makes_the_same_conversation() -> None:

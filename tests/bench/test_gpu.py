@@ -7,13 +7,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torch.autograd import DeviceType  # type: ignore[attr-defined]  # it has no other public name
 
 from bench.floor import Ceilings, count_flops, measure_ceilings
-from bench.gpu import main, print_table
+from bench.gpu import main, print_table, slowest
 
 SCRIPT = Path(__file__).parents[2] / "bench" / "gpu.sh"
 DEADLINE_S = 900
@@ -88,3 +90,17 @@ def test_the_check_without_a_gpu_goes_through(tmp_path: Path) -> None:
     assert graphs["same_labels"] == 1
     assert all(plans[f"{part}_bytes"] > 1_000_000 for part in ("text", "audio", "video", "fusion"))
     assert torch.cuda.is_available() or "CUDA" in plans["not_run"]
+
+
+def test_an_operator_is_no_kernel_and_its_time_counts_once() -> None:
+    # As torch's profile averages them: an operator has its kernel's time, and so has the kernel.
+    events = [
+        SimpleNamespace(key=key, device_type=device, self_device_time_total=time_us)
+        for key, device, time_us in (
+            ("aten::addmm", DeviceType.CPU, 5000),
+            ("softmax", DeviceType.CUDA, 1000),
+            ("sgemm", DeviceType.CUDA, 5000),
+        )
+    ]
+    assert slowest(events, 1, runs=10) == {"sgemm": 0.5}
+    assert list(slowest(events, 10, runs=10)) == ["sgemm", "softmax"]

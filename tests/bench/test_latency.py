@@ -90,6 +90,14 @@ def test_prompts_have_the_length_that_is_asked_for(tmp_path: Path, capsys: pytes
     assert "--tokens goes with a bundle" in capsys.readouterr().err
 
 
+def test_a_backend_without_its_precision_is_that_which_it_would_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = make_tiny_bundle(tmp_path / "bundle")
+    assert main(["--worker-only", "onnx", "--bundle", str(bundle)]) == 0
+    assert list(json.loads(capsys.readouterr().out.splitlines()[-1])["worker"]) == ["torch-fp32", "onnx-fp32"]
+
+
 def test_a_backend_that_cannot_run_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--worker-only", "onnx-bf16", "--full-size", "small", "--runs", "1"]) != 0
     assert "precision bf16 on ONNX Runtime" in capsys.readouterr().err

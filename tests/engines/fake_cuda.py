@@ -7,12 +7,19 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from engines.cuda import Outputs
 from engines.spec import GraphSpec, Profile
+
+_OF_THE_HOST = (
+    *(torch.tensor, torch.as_tensor, torch.from_numpy, Tensor.new_tensor),
+    *(Tensor.item, Tensor.tolist, Tensor.cpu, Tensor.numpy, Tensor.__bool__, Tensor.__int__, Tensor.__float__),
+)
 
 
 class FakeDevice:
@@ -67,7 +74,11 @@ class FakeDevice:
 
     def capture(self, stream: str, pool: None, work: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
         """As a CUDA graph: work runs again on the same inputs, and its outputs stay where they were."""
-        with self.on(stream):
+        with (
+            self.on(stream),
+            patch.object(torch.cuda, "is_current_stream_capturing", return_value=True),
+            _NothingOfTheHost(),
+        ):
             outputs = work()
         self.events.append(f"captured on {stream}")
 
@@ -78,6 +89,15 @@ class FakeDevice:
             self.events.append(f"replayed on {stream}")
 
         return replay, outputs
+
+
+class _NothingOfTheHost(TorchFunctionMode):
+    """Refuses what CUDA refuses while a graph is recorded: numbers that come from the host, or go to it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _OF_THE_HOST:
+            raise RuntimeError(f"{func.__name__}: operation not permitted when stream is capturing")
+        return func(*args, **(kwargs or {}))
 
 
 class FakeContext:

@@ -28,7 +28,7 @@ from engines.cuda import (
 )
 from engines.export import example_inputs
 from engines.spec import GraphSpec, Range, RunSettings, TensorSpec, graph_spec
-from telme.bundle import Bundle
+from telme.bundle import Bundle, load_bundle
 from telme.errors import EngineError, OutOfMemory, PredictorError
 from telme.features import NOT_GIVEN, Features
 from telme.predictor import NetworkPredictor, TorchNetworks, TorchPredictor
@@ -162,6 +162,17 @@ def test_torch_on_the_device_answers_as_torch_does(bundle: Bundle, graphs: bool)
     assert any("captured" in event for event in device.events) is graphs
     streams = {event.rpartition(" ")[2] for event in device.events if event.startswith("caller waits")}
     assert len(streams) == 4, "each network has its own"
+
+
+def test_weights_that_see_no_later_turn_can_be_captured() -> None:
+    compact = load_bundle("compact")
+    compact.config.max_prompt_tokens = 64
+    found = torch_networks(compact, "fp32", RunSettings(), FakeDevice())
+    ids, mask = prompts(2, 40).values()
+    expected = TorchNetworks(compact.model).text(ids, mask)
+    with torch.inference_mode():
+        answered = found.text(ids, mask)
+    torch.testing.assert_close(answered.logits, expected.logits, atol=1e-5, rtol=0)
 
 
 def test_torch_in_half_precision_stays_near(bundle: Bundle) -> None:

@@ -48,6 +48,13 @@ def test_a_conversation_has_sound_and_pictures(tmp_path: Path) -> None:
         assert not isinstance(item.sound, Missing)
         assert abs(len(item.sound) - 16 * (line["end_ms"] - line["start_ms"])) <= 16
         assert item.missing == {}
+    broken = [{**line, "start_ms": line["start_ms"] + 0.25, "end_ms": line["end_ms"] + 0.25} for line in lines]
+    transcript.write_text(json.dumps(broken), encoding="utf-8")
+    again = conversation(bundle, transcript, EXAMPLES / "conversation.mp4")
+    assert np.array_equal(np.asarray(again[0].sound), np.asarray(made[0].sound))
+    transcript.write_text(json.dumps([{**lines[0], "text": None}]), encoding="utf-8")
+    with pytest.raises(DataError, match="text None"):
+        conversation(bundle, transcript, EXAMPLES / "conversation.mp4")
     transcript.write_text('{"a": 1}', encoding="utf-8")
     with pytest.raises(DataError, match=r"short\.json"):
         conversation(bundle, transcript, EXAMPLES / "conversation.mp4")

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from telme.bundle import REQUIRED_FILES, TEXT_FILE, load_bundle, load_tokenizer, save_bundle
+from telme.bundle import REQUIRED_FILES, TEXT_FILE, load_bundle, load_tokenizer, open_bundle, save_bundle
 from telme.dialogue import DialogueWindow, Turn
 from telme.errors import BundleError, FeatureError
 from telme.features import FeatureMaker
 from telme.fusion import AttentionShiftFusion
 from telme.models import TextTeacher
 from telme.predictor import TorchPredictor
+from telme.shelf import verify
 from tests.bundles import make_full_bundle, make_tiny_bundle, tiny_config, tiny_tokenizer
 
 
@@ -40,6 +41,17 @@ def test_a_lacking_file_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(BundleError, match=name):
         load_bundle(str(folder))
+
+
+@pytest.mark.parametrize("name", ["fusion.safetensors", "audio.safetensors"])
+def test_a_part_that_the_configuration_names_and_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
+    folder = make_full_bundle(tmp_path / "bundle")
+    (folder / name).unlink()
+    with pytest.raises(BundleError, match=rf"No such file or directory: {name}"):
+        open_bundle(str(folder))
+    (wrong,) = [finding for finding in verify(str(folder)) if finding.name == "parts"]
+    assert wrong.wrong
+    assert name in wrong.seen
 
 
 def test_no_bundle_says_what_there_is(tmp_path: Path) -> None:

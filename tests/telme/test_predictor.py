@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from telme.bundle import Bundle, load_bundle
-from telme.config import Part
+from telme.config import FEATURE_DIM, Part
 from telme.dialogue import Turn
 from telme.errors import OutOfMemory, PredictorError
 from telme.features import FeatureMaker, Features, Missing, collate_prompts
@@ -188,3 +188,17 @@ def test_a_model_that_fails_says_so(tmp_path: Path) -> None:
     predictor = TorchPredictor(loaded(tmp_path))
     with pytest.raises(PredictorError, match="bundle-"):
         predictor.predict([Features((10_000,), 1)])
+
+
+def test_a_gpu_gets_copies_and_takes_what_lies_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = loaded(make_full_bundle(tmp_path / "bundle"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    # A device that is not the CPU: it has shapes, and refuses tensors of elsewhere as a GPU does.
+    monkeypatch.setattr("telme.predictor.torch.device", lambda name: torch.empty(0, device="meta").device)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
+    networks = TorchNetworks(bundle.model)
+    assert {parameter.device.type for parameter in bundle.model.parameters()} == {"cpu"}
+    feature = torch.zeros(2, FEATURE_DIM)
+    logits = networks.fusion(feature, feature, feature, torch.ones(2, 2, dtype=torch.bool))
+    assert (logits.device.type, logits.shape) == ("meta", (2, 7))
+    assert not torch.backends.cudnn.allow_tf32
