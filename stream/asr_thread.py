@@ -135,6 +135,8 @@ class AsrThread:
                 self._changed.wait_for(lambda: self._failure is not None or len(self._queue) < self._most)
             self._check()
             self._drafts.pop(utterance.channel, None)
+            if self._interim is not None and self._interim.so_far.seq == utterance.seq:
+                self._interim = None  # too late to guess
             room = len(self._queue) < self._most
             if room:
                 self._queue.append(utterance)
@@ -199,9 +201,11 @@ class AsrThread:
             before = self._done
             self._thread.join(patience_s)
         self._check()
-        if self._thread.is_alive():
+        with self._changed:
+            lost = len(self._queue) + isinstance(self._running, Utterance)
+        if lost:
             raise TranscriptionError(
-                f"the recognizer was silent for {patience_s:.0f} s and {self.waiting} utterances are lost",
+                f"the recognizer was silent for {patience_s:.0f} s and {lost} utterances are lost",
                 "a transcript in that time",
                 "use a smaller --asr-model",
             )
@@ -215,9 +219,23 @@ class AsrThread:
             while (work := self._next()) is not None:
                 self._do(work)
         except TelmeStreamError as error:
-            with self._changed:  # whoever waits for room must not wait for ever
-                self._failure = error
-                self._changed.notify_all()
+            self._fail(error)
+        # The recognizer's libraries may raise anything, MemoryError not least, and a thread that ends in silence loses
+        # all that comes after.
+        except Exception as error:  # noqa: BLE001
+            _log.debug("the recognizer's thread", exc_info=True)
+            self._fail(
+                TranscriptionError(
+                    f"the recognizer died of {type(error).__name__}: {error}",
+                    "a transcript",
+                    "run telme-stream doctor; --debug shows where",
+                )
+            )
+
+    def _fail(self, error: TelmeStreamError) -> None:
+        with self._changed:  # whoever waits for room must not wait for ever
+            self._failure = error
+            self._changed.notify_all()
 
     def _next(self) -> _Work | None:
         with self._changed:

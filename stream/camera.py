@@ -20,7 +20,7 @@ import numpy as np
 
 from stream.config import CameraConfig
 from stream.frames import FrameRing
-from stream.items import Change, Image, VideoFrame
+from stream.items import Change, VideoFrame
 from stream.opencv import Capture
 from stream.opencv import open_capture as _open
 from telme.errors import SourceError, TelmeStreamError
@@ -131,7 +131,7 @@ class Camera:
         open_capture: How to open the device; None is OpenCV, as `config` says.
         patience: Deadlines.
         on_change: Called when it is lost and when it gives pictures again, in a thread of the camera's.
-        crop: What is cut out of its pictures; None leaves them whole.
+        ring: Where its pictures go; None is a ring of the usual length, of whole pictures.
 
     Attributes:
         ring: The recent pictures, on time.monotonic_ns.
@@ -149,7 +149,7 @@ class Camera:
         open_capture: Callable[[int | str], Capture] | None = None,
         patience: Patience = Patience(),
         on_change: Callable[[Change], None] = lambda change: None,
-        crop: Callable[[Image], Image] | None = None,
+        ring: FrameRing | None = None,
     ) -> None:
         if config.source is None:
             raise SourceError("no camera is named", "an index, a device path or a URL", "give --camera")
@@ -163,7 +163,7 @@ class Camera:
         self._stopping = Event()
         self._stuck: list[Thread] = []
         self._watcher = Thread(target=self._watch, name="camera-watch", daemon=True)
-        self.ring = FrameRing(config.ring_fps, crop=crop)
+        self.ring = FrameRing(config.ring_fps) if ring is None else ring
         self.reopens = 0
         self.trouble: str | None = None
         self._reader = _Reader(self._source, self.ring, self._meter)

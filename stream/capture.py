@@ -35,8 +35,6 @@ from telme.errors import LinkError
 _log = logging.getLogger(__name__)
 
 HEARTBEAT_NS = 1_000_000_000
-# The rings keep an utterance of the maximum length, its pre-roll and hangover, and this much more.
-_RING_SLACK_MS = 5_000
 # At the end each utterance has so long to be transcribed, and to be answered; a stop by Ctrl-C has its own deadline,
 # and a capture whose supervisor died, and the worker with it, waits for no answer.
 ANSWER_PATIENCE_S = 60.0
@@ -147,8 +145,7 @@ class Ears:
 
     def __init__(self, config: Config, source: Source, frames: FrameRing | Missing) -> None:
         segmenter = config.segmenter
-        hangover_ms = max(segmenter.hangover_ms, segmenter.hangover_max_ms)
-        keep = ms_to_samples(segmenter.max_ms + segmenter.pre_roll_ms + hangover_ms + _RING_SLACK_MS)
+        keep = ms_to_samples(segmenter.kept_ms)
         self.source = source
         self.adaptive = segmenter.adaptive
         self._frames = frames
@@ -159,13 +156,18 @@ class Ears:
         self._clock = SampleClock(keep)
         self._tolerance_ns = config.camera.stale_ms * 1_000_000
         self._seq = 0
+        self._next_sample = 0
 
     def hear(self, block: AudioBlock | Stalled) -> Iterator[Heard]:
-        """Take a block; yields what it began or ended. A source that stalls ends what is open."""
+        """Take a block; yields what it began or ended. A source that stalls or lost sound ends what is open."""
         if isinstance(block, Stalled):
             yield from self.end()
             return
         if block.channel == 0:
+            if block.first_sample != self._next_sample:
+                # Now: after a long hole the rings would have forgotten what was said before it.
+                yield from self.end()
+            self._next_sample = block.first_sample + len(block.pcm)
             self._clock.observe(block)
         channel = self._channel(block.channel)
         channel.pcm.append(block.first_sample, block.pcm)

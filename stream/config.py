@@ -26,6 +26,7 @@ Backend: TypeAlias = Literal["auto", "tensorrt", "onnx", "torch"]
 Precision: TypeAlias = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 Positive = Annotated[int, Meta(ge=1)]
 Natural = Annotated[int, Meta(ge=0)]
+_RING_SLACK_MS = 5_000
 
 
 class MicConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,6 +76,11 @@ class SegmenterConfig(Struct, frozen=True, forbid_unknown_fields=True):
     tail_ms: Natural = 200
     speculate_ms: Natural = 200
     max_ms: Annotated[int, Meta(ge=1000)] = 15_000
+
+    @property
+    def kept_ms(self) -> int:
+        """What the rings of sound and pictures hold: the longest utterance, what is around it, and some slack."""
+        return self.max_ms + self.pre_roll_ms + max(self.hangover_ms, self.hangover_max_ms) + _RING_SLACK_MS
 
     def __post_init__(self) -> None:
         """Refuse a maximum that leaves no speech between its pre-roll and its forced cut, and bounds out of order."""

@@ -109,15 +109,15 @@ class Devices:
 
     def _ring(self) -> FrameRing:
         self._faces = crop_for(self._config.camera)
-        return FrameRing(self._config.camera.ring_fps, crop=self._faces)
+        return FrameRing(self._config.camera.ring_fps, self._config.segmenter.kept_ms, self._faces)
 
     def _open_camera(self, stack: ExitStack) -> FrameRing | Missing:
         if not self._session.pictures:
             return _off()
         if self._config.camera.source is None:
             return Missing("no camera was asked for (--camera)")
-        self._faces = crop_for(self._config.camera)
-        self._camera = stack.enter_context(Camera(self._config.camera, on_change=self._on_camera, crop=self._faces))
+        camera = Camera(self._config.camera, on_change=self._on_camera, ring=self._ring())
+        self._camera = stack.enter_context(camera)
         return self._camera.ring
 
     def _on_microphone(self, change: Change) -> None:

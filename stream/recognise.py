@@ -33,6 +33,8 @@ from telme.sound import too_long
 
 _log = logging.getLogger(__name__)
 
+# Sessions in memory; one that speaks again after so many others is read from the journal.
+_MOST_SESSIONS = 64
 UNCHANGED = "the pictures are those of the utterance before; what was made of them stands"
 
 
@@ -174,11 +176,15 @@ class Recognizer:
 
     def _dialogue(self, session: str, number: int) -> DialogueWindow:
         """The turns so far of one dialogue; of each session only the newest one stays in memory."""
-        kept = self._dialogues.get(session)
+        kept = self._dialogues.pop(session, None)
         if kept is None or kept[0] != number:
             turns = self._turns(session, number, self._model.max_turns)
             kept = number, self._model.maker.window(Turn(turn.speaker, turn.text) for turn in turns)
-            self._dialogues[session] = kept
+        self._dialogues[session] = kept  # the last one
+        if len(self._dialogues) > _MOST_SESSIONS:
+            oldest = next(iter(self._dialogues))
+            del self._dialogues[oldest]
+            self._watched.pop(oldest, None)
         return kept[1]
 
     def _stages(self, spoken: Spoken, received_ns: int) -> Stages:

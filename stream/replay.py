@@ -51,7 +51,7 @@ class FileReplay:
         pictures: The ring to fill, or why no pictures are wanted.
         now_ns: The clock.
         wait: Waits for an event so many seconds; True when it is set.
-        splits: Hand over each channel of the sound by itself, not their mean.
+        splits: Hand over each channel of the sound by itself, not one mixed of all.
 
     Attributes:
         pictures: The ring, or why there is none: as given, or because the file has no pictures.
@@ -180,14 +180,16 @@ class _Sound:
     """Decoded frames -> numbered blocks of 16 kHz, int16 [channels, S].
 
     Args:
-        splits: Keep the channels apart; otherwise there is one, their mean.
+        splits: Keep the channels apart. Otherwise there is one: libav's mix of channels that have names, as those of a
+            film, and the mean of those that have none, as several microphones.
 
     Attributes:
         origin: The media time of the first sample in seconds, known with the first block.
     """
 
     def __init__(self, splits: bool) -> None:
-        self._layout = None if splits else "mono"  # None until the first frame tells it
+        self._splits = splits
+        self._layout: str | None = None  # of what is kept: the first frame tells it
         self.origin: Fraction | None = None
         self._format: tuple[int, str, str] | None = None
         self._resampler: av.AudioResampler | None = None
@@ -204,8 +206,9 @@ class _Sound:
             form = (frame.sample_rate, frame.layout.name, frame.format.name)
             if gap or form != self._format:
                 self._flush_resampler()
-                self._layout = self._layout or frame.layout.name
-                self._resampler, self._format = av.AudioResampler("s16p", self._layout, SAMPLE_RATE_HZ), form
+                self._layout = self._layout or self._kept_layout(frame)
+                # Packed: PyAV miscounts the planes of eight channels and more, and reads wild memory.
+                self._resampler, self._format = av.AudioResampler("s16", self._layout, SAMPLE_RATE_HZ), form
             if gap:
                 yield from self._cut(everything=True)
                 self._first_sample = round(self._expected)
@@ -230,13 +233,20 @@ class _Sound:
         self._expected = position
         return True
 
+    def _kept_layout(self, frame: AudioFrame) -> str:
+        has_names = frame.layout.name != f"{frame.layout.nb_channels} channels"
+        return "mono" if has_names and not self._splits else frame.layout.name
+
     def _flush_resampler(self) -> None:
         if self._resampler is not None:
             self._keep(self._resampler.resample(None))
 
     def _keep(self, frames: list[AudioFrame]) -> None:
         for frame in frames:
-            pcm = frame.to_ndarray().astype(np.int16, copy=False)  # planar: [channels, S]
+            packed = frame.to_ndarray().astype(np.int16, copy=False)  # [1, S * channels]
+            pcm = packed.reshape(-1, frame.layout.nb_channels).T
+            if len(pcm) > 1 and not self._splits:
+                pcm = np.rint(pcm.mean(axis=0, keepdims=True)).astype(np.int16)
             self._pending.append(pcm)
             self._pending_length += pcm.shape[1]
 

@@ -233,7 +233,8 @@ class Segmenter:
         cut = utterance.voiced_start + quietest * FRAME_SAMPLES
         head = replace(utterance, voiced=utterance.voiced[:quietest])
         self._floor = cut
-        self._continues_before = head.voiced_end() + ms_to_samples(self._config.hangover_ms)
+        hangover_ms = max(self._config.hangover_ms, self._hangover_ms(utterance))
+        self._continues_before = head.voiced_end() + ms_to_samples(hangover_ms)
         signals: list[Signal] = [Span(head.start, cut, head.voiced_start, head.voiced_end(), forced=True)]
         if True in utterance.voiced[quietest:]:
             first = utterance.voiced.index(True, quietest)

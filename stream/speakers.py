@@ -59,8 +59,8 @@ class Speakers(Protocol):
         """Who spoke: int16 [S] from the first voiced sample to the last, and the channel it came from, from 0."""
         ...
 
-    def guess(self, pcm: Pcm, channel: int) -> Speaker:
-        """Who seems to speak; nothing is learned from it."""
+    def guess(self, pcm: Pcm, channel: int, begins: bool) -> Speaker:
+        """Who seems to speak, in a new dialogue if it `begins`; nothing is learned from it."""
         ...
 
     def forget(self) -> None:
@@ -75,7 +75,9 @@ class OneSpeaker:
         """Always the same."""
         return Speaker("speaker1", certain=True)
 
-    guess = who
+    def guess(self, pcm: Pcm, channel: int, begins: bool) -> Speaker:
+        """Always the same."""
+        return self.who(pcm, channel)
 
     def forget(self) -> None:
         """There is nothing to forget."""
@@ -88,7 +90,9 @@ class SpeakerPerChannel:
         """The channel's."""
         return Speaker(f"channel{channel + 1}", certain=True)
 
-    guess = who
+    def guess(self, pcm: Pcm, channel: int, begins: bool) -> Speaker:
+        """The channel's."""
+        return self.who(pcm, channel)
 
     def forget(self) -> None:
         """There is nothing to forget."""
@@ -112,9 +116,10 @@ class SpeakersByVoice:
         number, certain = self._clusters.assign(self._encode(pcm), len(pcm) / SAMPLE_RATE_HZ)
         return Speaker(f"speaker{number + 1}", certain)
 
-    def guess(self, pcm: Pcm, channel: int) -> Speaker:
+    def guess(self, pcm: Pcm, channel: int, begins: bool) -> Speaker:
         """Whose voice it is nearest to; never certain."""
-        return Speaker(f"speaker{self._clusters.nearest(self._encode(pcm)) + 1}", certain=False)
+        number = 0 if begins else self._clusters.nearest(self._encode(pcm))
+        return Speaker(f"speaker{number + 1}", certain=False)
 
     def forget(self) -> None:
         """The next voice is `speaker1` again."""
@@ -224,7 +229,8 @@ class Conversation:
         """Whose an utterance that is not over seems to be, and of which dialogue; nothing is learned from it."""
         asked = any(asked_ns < utterance.heard_ns for asked_ns in tuple(self._asked_ns))
         begins = self._is_after_gap(utterance.start_ns) or (asked and self._last_end_ns is not None)
-        return Attribution(self._speakers.guess(_voiced(utterance), utterance.channel), self._dialogue + begins)
+        speaker = self._speakers.guess(_voiced(utterance), utterance.channel, begins)
+        return Attribution(speaker, self._dialogue + begins)
 
     def _is_asked(self, heard_ns: int) -> bool:
         asked = False

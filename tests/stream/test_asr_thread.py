@@ -26,7 +26,7 @@ class FakeTranscriber:
     def __init__(self) -> None:
         self.go = threading.Event()
         self.go.set()
-        self.fail = False
+        self.fail = self.dies = False
         self.busy = threading.Event()
         self.calls: list[int] = []
 
@@ -36,6 +36,8 @@ class FakeTranscriber:
         assert self.go.wait(DEADLINE_S)
         if self.fail:
             raise TranscriptionError("the fake failed", "a transcript", "nothing")
+        if self.dies:
+            raise MemoryError("std::bad_alloc")
         return Transcription(str(len(pcm)), None)
 
     def glance(self, pcm: Pcm) -> Transcription:
@@ -155,6 +157,36 @@ def test_a_broken_link_ends_the_capture_and_does_not_hang_it(wait: Callable[[Asr
 
     with pytest.raises(LinkError):
         listen()
+
+
+@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.parametrize(
+    "wait", [lambda asr: asr.drain(DEADLINE_S), lambda asr: asr.settle(), lambda asr: asr.submit(utterance(9))]
+)
+def test_a_recognizer_that_dies_ends_the_capture_and_does_not_hang_it(
+    wait: Callable[[AsrThread], None], waits: bool
+) -> None:
+    def listen() -> None:
+        with room(queue_utterances=1, waits=waits) as here:
+            here.transcriber.dies = True
+            here.asr.try_out(draft(1))
+            here.asr.settle()
+            wait(here.asr)
+
+    with pytest.raises(TranscriptionError, match=r"the recognizer died of MemoryError: std::bad_alloc"):
+        listen()
+
+
+def test_what_is_lost_when_the_recognizer_hangs_is_counted_and_a_guess_is_no_loss() -> None:
+    with room(waits=False) as here, here.held_back():
+        here.asr.submit(utterance(1))
+        with pytest.raises(TranscriptionError, match="2 utterances are lost"):
+            here.asr.drain(0.01)
+    with room() as here:
+        here.transcriber.go.clear()
+        here.asr.guess(Interim(utterance(3)), worker_busy=False)
+        assert here.transcriber.busy.wait(DEADLINE_S)
+        here.asr.drain(0.01)
 
 
 def test_the_lag_is_that_of_the_oldest_utterance_not_transcribed() -> None:
@@ -302,6 +334,15 @@ def test_a_busy_thread_or_worker_does_not_guess_and_counts_it() -> None:
         here.asr.drain(DEADLINE_S)
     assert here.transcriber.calls == []
     assert here.asr.counters["interims_skipped"] == 1
+
+
+def test_a_guess_that_waits_is_dropped_when_its_utterance_is_over() -> None:
+    with room() as here:
+        here.asr._interim = Interim(utterance(3))  # it waits: the thread has not seen it yet
+        here.asr.submit(utterance(3))
+        here.asr.drain(DEADLINE_S)
+    assert here.delivered.texts == [(3, "4")]
+    assert here.delivered.interims == []
 
 
 def test_a_guess_that_fails_ends_nothing() -> None:

@@ -101,6 +101,33 @@ def test_a_stall_closes_what_is_open() -> None:
     assert list(ears.hear(Stalled(START_NS))) == []
 
 
+@pytest.mark.parametrize("hole_s", [1, 25, 59])
+def test_lost_sound_closes_what_is_open_however_much_it_is(hole_s: int) -> None:
+    before, after = speech(1.5), speech(1.2)
+    hole = hole_s * SAMPLE_RATE_HZ
+    ears = Ears(Config(), FakeSource(before), Missing("none"))
+    items: list[Heard] = []
+    for first, pcm in ((0, before), (len(before) + hole, after)):
+        for channel in (0, 1):
+            items += ears.hear(AudioBlock(first, pcm, START_NS + first * NS_PER_SAMPLE, START_NS, channel))
+    utterances = [item for item in [*items, *ears.end()] if isinstance(item, Utterance)]
+    assert [item.channel for item in utterances] == [0, 1, 0, 1]
+    for item, expected in zip(utterances, (before, before, after, after), strict=True):
+        assert np.array_equal(item.pcm[: len(expected)], expected[: len(item.pcm)])
+    assert utterances[2].start_ns - utterances[0].start_ns == (len(before) + hole) * NS_PER_SAMPLE
+
+
+def test_pictures_are_kept_as_long_as_an_utterance_may_last() -> None:
+    segmenter = SegmenterConfig(max_ms=60_000)
+    sound, fps = speech(61), 10
+    ring = FrameRing(fps, segmenter.kept_ms)
+    for number in range(61 * fps):
+        ring.put(VideoFrame(START_NS + number * 1_000_000_000 // fps, np.zeros((4, 4, 3), np.uint8)))
+    found = [item for item in heard(FakeSource(sound), ring, segmenter) if isinstance(item, Utterance)]
+    assert found[0].span.forced
+    assert not any(isinstance(item.frames, Missing) for item in found)
+
+
 def test_frames_are_those_of_the_utterances_own_time(conversation: Pcm) -> None:
     ring = FrameRing(fps=10)
     for tick in range(60):  # the picture's colour says its time in tenths of a second

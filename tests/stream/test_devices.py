@@ -27,7 +27,7 @@ class FakeMicrophone:
 
     opened: list[FakeMicrophone]
 
-    def __init__(self, config: Any, on_change: Callable[[Change], None], crop: Any = None) -> None:
+    def __init__(self, config: Any, on_change: Callable[[Change], None], ring: Any = None) -> None:
         self.on_change = on_change
         self.name, self.overflows, self.alive, self.reopens = "USB mic", 3, True, 1
         self.is_open = False

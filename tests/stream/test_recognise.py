@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from stream import bus
+from stream import bus, recognise
 from stream.config import WorkerConfig
+from stream.journal import StoredTurn
 from stream.recognise import UNCHANGED, Model, Recognizer, Said, load_model
 from telme.bundle import Bundle, load_bundle
 from telme.errors import FeatureError, OutOfMemory
@@ -80,6 +81,24 @@ def test_pictures_of_another_session_or_that_changed_are_watched(recognizer: Rec
     changed = emotion([*recognizer.recognise([said(SECOND)])])
     assert networks.watched == 3
     assert changed.modalities["video"].reason is None
+
+
+def test_a_session_is_forgotten_after_many_others_and_goes_on_from_the_journal(
+    bundle: Bundle, networks: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recognise, "_MOST_SESSIONS", 2)
+    asked: list[str] = []
+
+    def turns(session: str, number: int, most: int) -> list[StoredTurn]:
+        asked.append(session)
+        return []
+
+    maker = FeatureMaker(bundle.tokenizer, bundle.config)
+    recognizer = Recognizer(Model(maker, NetworkPredictor(bundle, networks), 24), turns)
+    for session in ("s1", "s2", "s1", "s3", "s1", "s2"):
+        recognizer.recognise([said(FIRST, session=session)])
+    assert asked == ["s1", "s2", "s3", "s2"]
+    assert networks.watched == 4
 
 
 def test_pictures_beside_a_sound_that_is_too_long_are_not_kept(recognizer: Recognizer, networks: Watching) -> None:

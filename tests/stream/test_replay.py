@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import wave
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -79,6 +80,16 @@ def write_sound(
         if not gap_ms[0] <= part.pts * 1000 // stream.rate < gap_ms[1]:
             container.mux(stream.encode(part))
     container.mux(stream.encode(None))
+
+
+def write_channels(path: Path, last: Pcm, channels: int) -> Path:
+    """A WAV file whose channels have no names; all but the last are silent."""
+    sound = np.zeros((len(last), channels), np.int16)
+    sound[:, -1] = last
+    with wave.open(str(path), "wb") as wav:
+        wav.setparams((channels, 2, SAMPLE_RATE_HZ, 0, "NONE", ""))
+        wav.writeframes(sound.tobytes())
+    return path
 
 
 def write_pictures(container: OutputContainer, stream: VideoStream, fps: int, duration_ms: int, offset_ms: int) -> None:
@@ -339,3 +350,40 @@ def test_a_name_like_a_protocol_is_a_name(tmp_path: Path, monkeypatch: pytest.Mo
     make(tmp_path / "a.wav", ("pcm_s16le", 16_000)).rename(tmp_path / "http:a.wav")
     monkeypatch.chdir(tmp_path)
     assert len(join(replay(Path("http:a.wav"))[1])) == 24_000
+
+
+@pytest.mark.parametrize("channels", [2, 3, 6, 7, 8, 9, 10])
+def test_channels_without_names_are_heard_alike(tmp_path: Path, channels: int) -> None:
+    path = write_channels(tmp_path / "a.wav", tone(SAMPLE_RATE_HZ, 1500), channels)
+    with FileReplay(path, True, NO_PICTURES) as source:
+        pcm = join(list(source.blocks()))
+    assert abs(int(pcm.max()) - round(12_000 / channels)) <= 1, "of the last channel one part"
+    assert len(pcm) == SAMPLE_RATE_HZ * 3 // 2
+
+
+@pytest.mark.parametrize("channels", [3, 8, 9])
+def test_each_of_many_channels_is_handed_over(tmp_path: Path, channels: int) -> None:
+    expected = tone(SAMPLE_RATE_HZ, 1500)
+    path = write_channels(tmp_path / "a.wav", expected, channels)
+    with FileReplay(path, True, NO_PICTURES, splits=True) as source:
+        blocks = list(source.blocks())
+    for channel in range(channels):
+        pcm = np.concatenate([block.pcm for block in blocks if block.channel == channel])
+        assert np.array_equal(pcm, expected if channel == channels - 1 else np.zeros_like(expected))
+
+
+def test_a_film_keeps_the_voices_in_its_centre(tmp_path: Path) -> None:
+    """Of 5.1 the third channel is the centre, the fourth is for explosions."""
+    loudest = []
+    for place in (2, 3):
+        sound = np.zeros((24_000, 6), np.int16)
+        sound[:, place] = tone(SAMPLE_RATE_HZ, 1500)
+        with av.open(str(tmp_path / "film.flac"), "w") as container:
+            stream = container.add_stream("flac", rate=SAMPLE_RATE_HZ, layout="5.1")
+            frame = av.AudioFrame.from_ndarray(sound.reshape(1, -1), "s16", "5.1")
+            frame.sample_rate = SAMPLE_RATE_HZ
+            container.mux([*stream.encode(frame), *stream.encode(None)])
+        with FileReplay(tmp_path / "film.flac", True, NO_PICTURES) as source:
+            loudest.append(int(join(list(source.blocks())).max()))
+    assert loudest[0] > 12_000 / 4
+    assert loudest[1] == 0

@@ -268,6 +268,18 @@ def test_a_word_within_the_hangover_of_a_forced_cut_is_speech_and_a_later_one_is
     assert [frames(span)[1:3] for span in found[1:]] == [(last + pause, last + pause + 1)] * (pause < HANG)
 
 
+def test_the_hangover_behind_a_forced_cut_is_the_one_in_force() -> None:
+    """The words did not end a sentence: without a cut, more silence would have been waited for."""
+    segmenter = Segmenter(HINTED, is_loud)
+    last = MAX - 3
+    segmenter.push(0, sound("#" * last + ".."))
+    segmenter.take(Hint(last * FRAME_SAMPLES, complete=False))
+    signals = segmenter.push((last + 2) * FRAME_SAMPLES, sound("." * (HANG - 1) + "#" + "." * 10))
+    head, word = spans(signals)
+    assert head.forced
+    assert frames(word)[1:3] == (last + HANG + 1, last + HANG + 2)
+
+
 def test_the_voice_of_a_forced_span_ends_before_its_silence() -> None:
     head, rest = spans(signals_of("#" * 56 + "..,#" + "#" * 10))
     assert frames(head) == (0, 0, 56, 58)

@@ -16,7 +16,15 @@ from stream.capture import Ears
 from stream.config import Config, SpeakersConfig
 from stream.items import SAMPLE_RATE_HZ, Missing, Pcm, Span, Utterance
 from stream.replay import FileReplay
-from stream.speakers import ENOUGH_S, Attribution, Conversation, Speaker, VoiceClusters, speakers_for
+from stream.speakers import (
+    ENOUGH_S,
+    Attribution,
+    Conversation,
+    Speaker,
+    SpeakersByVoice,
+    VoiceClusters,
+    speakers_for,
+)
 from stream.voice import Voice
 from telme.errors import SourceError
 from tests.commands import EXAMPLES
@@ -110,8 +118,8 @@ class FakeSpeakers:
         self.asked.append((len(pcm), channel))
         return Speaker(f"speaker{len(self.asked)}", certain=True)
 
-    def guess(self, pcm: Pcm, channel: int) -> Speaker:
-        return Speaker(f"speaker{len(self.asked)}", certain=False)
+    def guess(self, pcm: Pcm, channel: int, begins: bool) -> Speaker:
+        return Speaker("speaker1" if begins else f"speaker{len(self.asked)}", certain=False)
 
     def forget(self) -> None:
         self.forgot += 1
@@ -269,6 +277,14 @@ def test_a_guess_names_speaker_and_dialogue_and_changes_nothing() -> None:
     assert speakers.forgot == 0
     assert len(speakers.asked) == 1
     assert conversation.attribute(utterance(5, 7)).dialogue == 1
+
+
+def test_the_first_voice_of_a_new_dialogue_is_guessed_to_be_its_first_speaker() -> None:
+    voices = iter([voice_of(0, 0, 0), voice_of(1, 0, 0), voice_of(1, 0, 0), voice_of(1, 0, 0)])
+    conversation = Conversation(SpeakersByVoice(lambda _: next(voices), SpeakersConfig(mode="cluster")), 10)
+    assert [conversation.attribute(utterance(at, at + 3)).speaker.id for at in (0, 4)] == ["speaker1", "speaker2"]
+    assert conversation.guess(utterance(8, 9)) == Attribution(Speaker("speaker2", False), 0)
+    assert conversation.guess(utterance(30, 31)) == Attribution(Speaker("speaker1", False), 1)
 
 
 def test_the_nearest_voice_is_guessed_and_nothing_is_learned() -> None:
