@@ -6,9 +6,9 @@ import fcntl
 import logging
 import os
 import shutil
-import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +20,7 @@ from stream.config import Config
 from stream.items import Session
 from stream.link import Subscriber
 from stream.processes import capture_main, worker_main
+from stream.sinks import drop_output
 from stream.supervisor import (
     CAPTURE_STOP_DEADLINE_S,
     WORKER_STOP_DEADLINE_S,
@@ -136,7 +137,12 @@ def run_folder(config: Config) -> Iterator[Path]:
         return
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     base = runtime if runtime and os.access(runtime, os.W_OK) else None
-    folder = Path(tempfile.mkdtemp(prefix="telme-stream-", dir=base))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="telme-stream-", dir=base))
+    except OSError as error:
+        raise JournalError(
+            f"no private folder can be made: {error}", "room where temporary files go", "give --journal FOLDER"
+        ) from error
     try:
         yield folder
     finally:
@@ -150,7 +156,11 @@ def _locked(folder: Path) -> Iterator[None]:
     Raises:
         JournalError: Another run has it.
     """
-    with (folder / "lock").open("w") as lock:
+    try:
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        raise JournalError(f"{folder}: {error}", "a folder that can be written", "check --journal") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -194,6 +204,7 @@ class SinkThread:
         self._interrupts = interrupts
         self._stopping = threading.Event()
         self._last_seq = 0
+        self._handed = 0
         self._thread = threading.Thread(target=self._main, name="sink", daemon=True)
 
     def __enter__(self) -> SinkThread:
@@ -201,8 +212,21 @@ class SinkThread:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Wait until all is handed over. Output that stands still is waited for until somebody asks to stop."""
         self._stopping.set()
-        self._thread.join(_SINK_DEADLINE_S)
+        handed, since_s, told = -1, 0.0, False
+        signals = self._interrupts.count
+        while self._thread.is_alive():
+            self._thread.join(_POLL_MS / 1000)
+            if handed != self._handed:
+                handed, since_s = self._handed, time.monotonic()
+            stands_still = time.monotonic() - since_s > _SINK_DEADLINE_S
+            if self._interrupts.count > signals or (stands_still and self._interrupts.count):
+                self.failure = OutputError("events that are not written yet", "output that takes them", "read faster")
+                return
+            if stands_still and not told:
+                told = True
+                _log.warning("standard output takes no more; what is left waits for it, until Ctrl-C")
 
     def _main(self) -> None:
         try:
@@ -214,16 +238,23 @@ class SinkThread:
         except OSError as error:
             if not isinstance(error, BrokenPipeError):  # which says that nobody reads any more
                 self.failure = OutputError(f"standard output: {error}", "room for events", "see where it goes")
-            # What is still in Python's buffer must go somewhere at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            drop_output()
             self._interrupts.request()
         except (LinkError, WireError) as error:
             self.failure = error
+            self._interrupts.request()
+        # A sink that ends in silence would leave a run that nobody hears.
+        except Exception as error:  # noqa: BLE001
+            _log.debug("the sink", exc_info=True)
+            self.failure = OutputError(
+                f"an event cannot be written: {type(error).__name__}: {error}", "an event", "try --events jsonl"
+            )
             self._interrupts.request()
 
     def _take(self, event: Event, json: bytes) -> bool:
         """Hand an event over; True when it was the last."""
         self.subscribed.set()
+        self._handed += 1
         if event.is_stored():
             # A worker that died between publishing and noting it says the event once more.
             if event.seq > self._last_seq:

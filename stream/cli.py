@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 from typer.exceptions import TyperException
 
@@ -20,8 +21,8 @@ from stream.engines_cli import app as engines_app
 from stream.items import Session
 from stream.models_cli import app as models_app
 from stream.processes import set_up_logging
-from stream.sinks import SinkName, make_sink
-from telme.errors import INTERRUPTED, SourceError, TelmeStreamError, UsageError
+from stream.sinks import SinkName, drop_output, make_sink
+from telme.errors import INTERRUPTED, OutputError, SourceError, TelmeStreamError, UsageError
 
 app = typer.Typer(
     add_completion=False,
@@ -58,6 +59,8 @@ BackendOption = Annotated[Backend | None, typer.Option("--backend", help="What r
 PrecisionOption = Annotated[Precision | None, typer.Option("--precision", help="Of what runs it.")]
 _LINK_HELP = "Where utterances go from capture to worker."
 UtterancesOption = Annotated[str | None, typer.Option("--utterances-address", help=f"{_LINK_HELP} Default: private.")]
+_REMOTE = "tcp://127.0.0.1:5555"
+RemoteOption = Annotated[str | None, typer.Option("--utterances-address", help=f"{_LINK_HELP} Default {_REMOTE}.")]
 EventsAddressOption = Annotated[str | None, typer.Option("--events-address", help="Default tcp://127.0.0.1:5556.")]
 JournalOption = Annotated[str | None, typer.Option("--journal", help="Keep utterances and events in this folder.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Log everything; errors with their traceback.")]
@@ -94,8 +97,9 @@ def live(
     """Recognize the emotions of a live conversation, or of a recorded one (--input)."""
     if show_version:
         typer.echo(f"telme-stream {version('telme-stream')}")
-        return
+        raise typer.Exit
     if context.invoked_subcommand is not None:
+        _refuse_options_before(context, context.invoked_subcommand)
         return
     config = _config(
         config_file,
@@ -115,7 +119,7 @@ def live(
 
 @app.command()
 def worker(
-    utterances_address: Annotated[str, typer.Option("--utterances-address", help=_LINK_HELP)] = "tcp://127.0.0.1:5555",
+    utterances_address: RemoteOption = None,
     events_address: EventsAddressOption = None,
     bundle: BundleOption = None,
     backend: BackendOption = None,
@@ -132,12 +136,12 @@ def worker(
         journal={"folder": journal},
     )
     set_up_logging(debug)
-    raise typer.Exit(run_worker(config, debug))
+    raise typer.Exit(run_worker(_remote(config), debug))
 
 
 @app.command()
 def capture(
-    utterances_address: Annotated[str, typer.Option("--utterances-address", help=_LINK_HELP)] = "tcp://127.0.0.1:5555",
+    utterances_address: RemoteOption = None,
     camera: CameraOption = None,
     camera_size: CameraSizeOption = None,
     camera_fps: CameraFpsOption = None,
@@ -168,7 +172,7 @@ def capture(
     )
     session = _session(config, input_file, fast, no_camera)
     set_up_logging(debug)
-    raise typer.Exit(run_capture(config, session, debug))
+    raise typer.Exit(run_capture(_remote(config), session, debug))
 
 
 @app.command()
@@ -177,8 +181,6 @@ def watch(
     events: EventsOption = "console",
 ) -> None:
     """Print the events of a running telme-stream, until Ctrl-C."""
-    import msgspec
-
     sink = make_sink(events, sys.stdout)
     for event in subscribe(endpoint):
         sink(event, msgspec.json.encode(event))
@@ -200,6 +202,23 @@ def doctor(config_file: ConfigOption = None) -> None:
 
 def _config(file: Path | None, **flags: dict[str, Any]) -> Config:
     return load_config(file, os.environ, flags)
+
+
+def _remote(config: Config) -> Config:
+    """Where the other process is elsewhere, no address is private."""
+    link = msgspec.structs.replace(config.link, utterances=config.link.utterances or _REMOTE)
+    return msgspec.structs.replace(config, link=link)
+
+
+def _refuse_options_before(context: typer.Context, command: str) -> None:
+    """An option of the whole program that stands before a command would be read by nobody."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = next(parameter.opts[0] for parameter in context.command.params if parameter.name == name)
+            raise UsageError(
+                f"{option} before {command}", "a command's options behind it", f"write telme-stream {command} {option}"
+            )
 
 
 def _session(config: Config, file: Path | None, fast: bool, no_camera: bool) -> Session:
@@ -227,6 +246,12 @@ def main(arguments: list[str] | None = None) -> None:
         code = _complain(f"{error.format_message().rstrip('.')}; expected what telme-stream --help lists", 2, given)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except BrokenPipeError:  # nobody reads any more
+        drop_output()
+        code = INTERRUPTED
+    except OSError as error:
+        drop_output()
+        code = _complain(str(OutputError(f"standard output: {error}", "room for it", "see where it goes")), 1, given)
     sys.exit(code or 0)
 
 

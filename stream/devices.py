@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -84,7 +85,9 @@ class Devices:
     def all_are(self, state: Literal["opened", "ended"]) -> list[Device]:
         """An event for each device."""
         if self._session.file is not None:
-            return [Device("file", self._session.file.name, state)]
+            # A name that is no UTF-8 can be opened, but not told.
+            name = os.fsencode(self._session.file.name).decode(errors="replace")
+            return [Device("file", name, state)]
         kinds: list[DeviceKind] = ["microphone"] if self._camera is None else ["microphone", "camera"]
         return [Device(kind, self._name(kind), state) for kind in kinds]
 

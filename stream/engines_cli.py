@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -156,8 +155,11 @@ def _other_here(manifest: Manifest) -> dict[str, str]:
     Raises:
         MissingDependency: What runs it is not installed.
     """
+    import torch
+
     from engines.build import MODULES, gpu_name, toolkit
     from engines.export import exporter
+    from engines.onnx import import_onnxruntime
 
     backend = manifest.key.get("backend", "")
     here = {"export": exporter()}
@@ -165,5 +167,5 @@ def _other_here(manifest: Manifest) -> dict[str, str]:
         found = toolkit()
         here |= {"backend": found.name, "version": found.version, "gpu": gpu_name()}
     else:
-        here["version"] = version("torch" if backend.startswith("torch") else "onnxruntime")
+        here["version"] = str(torch.__version__) if backend.startswith("torch") else import_onnxruntime().__version__
     return {field: value for field, value in here.items() if manifest.key.get(field) != value}

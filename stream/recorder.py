@@ -58,6 +58,10 @@ def read_message(pipe: IO[bytes]) -> Message | None:
     return _decoder.decode(body) if body and len(body) == length else None
 
 
+# -P: what lies in the user's folder is not imported.
+_COMMAND = (sys.executable, "-P", "-m", "stream.recorder")
+
+
 class RecorderProcess:
     """A microphone opened by a process of its own: first `Opened`, then pieces of 30 ms.
 
@@ -66,7 +70,7 @@ class RecorderProcess:
         command: Starts the process; the configuration as JSON is added as its last argument.
     """
 
-    def __init__(self, config: MicConfig, command: tuple[str, ...] = (sys.executable, "-m", "stream.recorder")) -> None:
+    def __init__(self, config: MicConfig, command: tuple[str, ...] = _COMMAND) -> None:
         self._arrived: queue.Queue[Opened | Piece | None] = queue.Queue(config.queue_blocks)
         self._failure: TelmeStreamError | None = None
         # Standard error is PortAudio's and ALSA's: they write thousands of lines there while a device is away.
@@ -124,7 +128,7 @@ class RecorderProcess:
             except queue.Full:
                 continue  # the numbers of the frames show what is missing
         self._failure = self._failure or SourceError(
-            "the microphone's process ended", "sound", "run `python -m stream.recorder '{}'` to see why"
+            "the microphone's process ended", "sound", "run `python -P -m stream.recorder '{}'` to see why"
         )
         try:
             self._arrived.put_nowait(None)

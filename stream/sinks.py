@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
+from io import TextIOWrapper
 from typing import Literal, TextIO, TypeAlias
 
 from stream.bus import Device, Emotion, Event, Fault, Rejected
+from telme.errors import OutputError
 
 _NS_PER_TENTH = 100_000_000
 _BAR_CELLS = 10
@@ -83,6 +86,26 @@ def emotion_line(emotion: Emotion, width: int) -> str:
 SinkName: TypeAlias = Literal["console", "jsonl"]
 
 
-def make_sink(name: SinkName, out: TextIO) -> Callable[[Event, bytes], None]:
-    """A sink by name."""
+def make_sink(name: SinkName, out: TextIO | None) -> Callable[[Event, bytes], None]:
+    """A sink by name.
+
+    Args:
+        name: Which.
+        out: Standard output; None where the program was started without one.
+
+    Raises:
+        OutputError: There is none.
+    """
+    if out is None:
+        raise OutputError("standard output is closed", "one that takes events", "send it to a file or to /dev/null")
+    if isinstance(out, TextIOWrapper):
+        if name == "jsonl":
+            out.reconfigure(encoding="utf-8")  # what JSON is, whatever the locale
+        else:
+            out.reconfigure(errors="replace")  # bars that the locale cannot write
     return ConsoleSink(out) if name == "console" else JsonlSink(out)
+
+
+def drop_output() -> None:
+    """After standard output failed: what is still in Python's buffer must go somewhere at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

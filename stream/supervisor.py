@@ -3,13 +3,13 @@
     start   worker -> ready -> (console subscribed) -> capture -> ready -> go
     watch   a process that dies is started again, at most 5 times in 60 s; a replay is not (it would begin anew)
     stop    capture drains and ends -> worker says its last word and ends; who misses a deadline is named, then killed;
-            who is not ready yet is killed
+            who is not ready yet is killed; a worker that dies meanwhile is started again
     Ctrl-C  once: stop; twice: kill
     USR1    the capture process is told that a new dialogue begins
 
-Children are spawned, never forked, with SIGINT and SIGTERM blocked, so that a Ctrl-C of the terminal or the stop of a
-service manager, which both go to the whole group, reach this process only. A child whose supervisor dies sees its
-control line end, and stops.
+Children are spawned, never forked, with SIGINT, SIGTERM and SIGHUP blocked, so that a terminal's Ctrl-C or end and the
+stop of a service manager, which all go to the whole group, reach this process only. A child whose supervisor dies sees
+its control line end, and stops.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ READY_DEADLINE_S = 120.0
 CAPTURE_STOP_DEADLINE_S = 55.0
 WORKER_STOP_DEADLINE_S = 10.0
 
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _spawn = multiprocessing.get_context("spawn")
 
 
@@ -91,7 +92,7 @@ class Child:
         self.line, far = _spawn.Pipe()
         self.ready = self.failure = None
         self.process = _spawn.Process(target=self.target, args=(*self.arguments, far), name=self.name)
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, set(_STOPS))
         try:
             self.process.start()
         finally:
@@ -134,7 +135,7 @@ class Child:
 
 
 class Interrupts:
-    """Counts SIGINT and SIGTERM, and SIGUSR1 apart, and wakes a waiter; the handlers do nothing else."""
+    """Counts SIGINT, SIGTERM and SIGHUP, and SIGUSR1 apart, and wakes a waiter; the handlers do nothing else."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -162,7 +163,9 @@ class Interrupts:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Handle the signals inside."""
-        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        # What nohup made deaf stays so.
+        heard = [number for number in _STOPS if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self._handle) for number in heard}
         before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._handle_dialogue)
         try:
             yield
@@ -182,6 +185,7 @@ class Supervisor:
 
     def __init__(self, interrupts: Interrupts) -> None:
         self._interrupts = interrupts
+        self._patience = 1  # so many signals end a wait
         self.children: list[Child] = []
         self._dialogues_told = 0
 
@@ -235,6 +239,7 @@ class Supervisor:
 
     def stop(self) -> None:
         """Stop the children, the last started first; a second signal kills them."""
+        self._patience = 2
         for child in reversed(self.children):
             if self._interrupts.count < 2:
                 self._stop_or_kill(child)
@@ -251,10 +256,22 @@ class Supervisor:
         deadline_s = time.monotonic() + child.stop_deadline_s
         while child.alive and self._interrupts.count < 2 and time.monotonic() < deadline_s:
             self._wait(0.2, [child])
+            self._keep_alive_before(child)
         if child.alive and self._interrupts.count < 2:
             _log.error("%s missed its stop deadline of %.0f s and is killed", child.name, child.stop_deadline_s)
             child.kill()
         child.listen()
+
+    def _keep_alive_before(self, child: Child) -> None:
+        """What a child that drains waits for is started again; where that fails, it waits for nothing."""
+        try:
+            for other in self.children[: self.children.index(child)]:
+                if not other.alive and child.alive:
+                    other.listen()
+                    self._revive(other)
+        except ProcessError as error:
+            _log.error("%s; what %s still had is lost", error, child.name)
+            child.kill()
 
     def _revive(self, child: Child) -> None:
         if child.failure is not None or not child.restarts:
@@ -277,7 +294,7 @@ class Supervisor:
             ProcessError: It does neither in time.
         """
         deadline_s = time.monotonic() + READY_DEADLINE_S
-        while child.ready is None and child.alive and not self.interrupted:
+        while child.ready is None and child.alive and self._interrupts.count < self._patience:
             if child.preparing:
                 child.preparing, deadline_s = False, time.monotonic() + READY_DEADLINE_S
             if time.monotonic() > deadline_s:

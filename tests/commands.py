@@ -47,9 +47,9 @@ class Run:
             self.lines.append(line)
             yield read_event(line.encode())
 
-    def interrupt(self) -> None:
-        """Ctrl-C: SIGINT to the whole group."""
-        os.killpg(self.process.pid, signal.SIGINT)
+    def interrupt(self, number: signal.Signals = signal.SIGINT) -> None:
+        """Ctrl-C: SIGINT to the whole group; the terminal's end is SIGHUP."""
+        os.killpg(self.process.pid, number)
 
     def end(self) -> int:
         """Wait for the end and return the exit code."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from stream.app import run_folder
+from stream import app, bus
+from stream.app import SinkThread, run_folder
+from stream.bus import Event, make_event, read_event
 from stream.config import Config, JournalConfig
-from telme.errors import JournalError
+from stream.supervisor import Interrupts
+from telme.errors import JournalError, OutputError
+from tests.live import eventually
 
 
 def test_a_private_folder_is_gone_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,3 +42,101 @@ def test_a_journal_that_cannot_be_made(tmp_path: Path) -> None:
         run_folder(Config(journal=JournalConfig(folder=str(tmp_path / "file" / "journal")))),
     ):
         pass
+
+
+def test_a_journal_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+    with (
+        pytest.raises(JournalError, match="--journal"),
+        run_folder(Config(journal=JournalConfig(folder=str(tmp_path)))),
+    ):
+        pass
+
+
+def test_a_private_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "file"))
+    with pytest.raises(JournalError, match=r"no private folder .* give --journal FOLDER"), run_folder(Config()):
+        pass
+
+
+class FakeSubscriber:
+    """In the place of stream.link.Subscriber: three events, then silence."""
+
+    def __init__(self, address: str) -> None:
+        events = (make_event("s", number, bus.Fault(f"fault {number}", None), 0, str(number)) for number in (1, 2, 3))
+        self._left = [(read_event(json), json) for json in events]
+
+    def __enter__(self) -> FakeSubscriber:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def receive(self, timeout_ms: int) -> tuple[Event, bytes] | None:
+        return self._left.pop(0) if self._left else None
+
+
+@pytest.fixture
+def interrupts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Interrupts]:
+    """Of a run whose worker is the fake one, and whose output stands still after a twentieth of a second."""
+    monkeypatch.setattr(app, "Subscriber", FakeSubscriber)
+    monkeypatch.setattr(app, "_SINK_DEADLINE_S", 0.05)
+    counted = Interrupts()
+    with counted.installed():
+        yield counted
+
+
+def test_what_is_handed_over_slowly_is_waited_for(interrupts: Interrupts) -> None:
+    written: list[int] = []
+    slow = threading.Event()
+
+    def sink(event: Event, json: bytes) -> None:
+        slow.wait(0.2)  # four times what counts as standing still
+        written.append(event.seq)
+
+    thread = SinkThread("fake", sink, interrupts)
+    with thread:
+        pass
+    assert written == [1, 2, 3]
+    assert thread.failure is None
+    assert interrupts.count == 0
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_output_that_stands_still_ends_with_an_error_once_somebody_asked_to_stop(
+    interrupts: Interrupts, before: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    never = threading.Event()
+
+    def sink(event: Event, json: bytes) -> None:
+        never.wait()
+
+    def ask_when_told() -> None:
+        eventually(lambda: bool(caplog.text), "it says that it waits")
+        interrupts.request()
+
+    thread = SinkThread("fake", sink, interrupts)
+    asking = threading.Thread(target=ask_when_told)
+    if before:
+        interrupts.request()
+    else:
+        asking.start()
+    with thread:
+        pass
+    if not before:
+        asking.join()
+        assert "standard output takes no more; what is left waits for it, until Ctrl-C" in caplog.text
+    assert isinstance(thread.failure, OutputError)
+    never.set()
+
+
+def test_a_sink_that_fails_ends_the_run(interrupts: Interrupts) -> None:
+    def sink(event: Event, json: bytes) -> None:
+        raise UnicodeEncodeError("ascii", "x", 0, 1, "no such character")
+
+    thread = SinkThread("fake", sink, interrupts)
+    with thread:
+        eventually(lambda: interrupts.count == 1, "the run is asked to end")
+    assert isinstance(thread.failure, OutputError)
+    assert "an event cannot be written: UnicodeEncodeError" in str(thread.failure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import socket
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import av
 import numpy as np
 import pytest
 
+import stream.cli
+from stream.config import Config
 from telme.bundle import bundle_path
 
 COMMAND = (sys.executable, "-m", "stream")
@@ -67,6 +70,8 @@ def taken_port() -> Iterator[int]:
         (["--camera-size", "1280"], ["camera.size", "expected WIDTHxHEIGHT"]),
         (["wach"], ["wach", "; expected what telme-stream --help lists"]),
         (["--config", "none.toml"], ["none.toml"]),
+        (["--config", "none.toml", "worker"], ["--config before worker", "write telme-stream worker --config"]),
+        (["--fast", "models", "list"], ["--fast before models"]),
     ],
 )
 def test_usage_errors(arguments: list[str], says: list[str]) -> None:
@@ -131,7 +136,48 @@ def test_debug_shows_the_traceback() -> None:
     assert "Traceback" in done.stderr
 
 
+@pytest.mark.parametrize("command", ["worker", "capture"])
+def test_addresses_come_from_file_and_environment_too(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    addresses: list[str | None] = []
+
+    def noted(config: Config, *_: object) -> int:
+        addresses.append(config.link.utterances)
+        return 0
+
+    monkeypatch.setattr(stream.cli, f"run_{command}", noted)
+    monkeypatch.delenv("TELME_STREAM_LINK_UTTERANCES", raising=False)
+    (tmp_path / "c.toml").write_text('[link]\nutterances = "tcp://127.0.0.1:6111"\n', encoding="utf-8")
+    for arguments in ([], ["--config", str(tmp_path / "c.toml")], ["--utterances-address", "tcp://127.0.0.1:6222"]):
+        with pytest.raises(SystemExit, match=r"^0$"):
+            stream.cli.main([command, *arguments])
+    monkeypatch.setenv("TELME_STREAM_LINK_UTTERANCES", "tcp://127.0.0.1:6333")
+    with pytest.raises(SystemExit, match=r"^0$"):
+        stream.cli.main([command])
+    assert addresses == [f"tcp://127.0.0.1:{port}" for port in (5555, 6111, 6222, 6333)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "to", "says"),
+    [
+        (["--version"], ">/dev/full", "standard output: [Errno 28] No space left on device"),
+        (["--input", "tests/__init__.py"], ">&-", "standard output is closed"),
+        (["watch"], ">&-", "standard output is closed"),
+    ],
+)
+def test_output_that_takes_nothing_is_one_line(arguments: list[str], to: str, says: str) -> None:
+    line = shlex.join([*COMMAND, *arguments])
+    done = subprocess.run(
+        f"exec {line} {to}", shell=True, stderr=subprocess.PIPE, text=True, timeout=DEADLINE_S, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith(f"telme-stream: error: {says}")
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
 def test_version_and_help() -> None:
+    assert run("--version", "watch").stdout.startswith("telme-stream 0.")
     assert run("--version").stdout.startswith("telme-stream 0.")
     shown = run("--help").stdout
     for flag in ("--camera", "--no-camera", "--mic", "--input", "--fast", "--events", "devices", "doctor", "watch"):

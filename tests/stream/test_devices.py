@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
 
+import msgspec
 import pytest
 
 from stream import devices
@@ -77,6 +79,14 @@ def test_a_file_is_one_device() -> None:
         assert opened.counters() == {"audio_overflows": 0}
     with Devices(Config(), Session(path, fast=True, pictures=False)) as opened:
         assert opened.frames == Missing("pictures are switched off (--no-camera)")
+
+
+def test_a_file_whose_name_is_no_utf8_can_be_told(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"talk\xff.mp4")
+    path.symlink_to(EXAMPLES / "conversation.mp4")
+    with Devices(Config(), Session(path, fast=True, pictures=False)) as opened:
+        (device,) = opened.all_are("opened")
+    assert msgspec.json.decode(msgspec.json.encode(device), type=Device) == Device("file", "talk\ufffd.mp4", "opened")
 
 
 def test_live_devices_are_told_by_name_and_counted() -> None:

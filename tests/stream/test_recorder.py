@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -105,6 +106,16 @@ def test_the_real_process_says_why_it_cannot_open_and_ends() -> None:
         recording.get(DEADLINE_S)
     recording.close()
     assert recording.ended
+
+
+def test_what_lies_in_the_users_folder_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stream", "queue", "msgspec"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('foreign')", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    recording = RecorderProcess(MicConfig(device="no such microphone"))
+    with pytest.raises((SourceError, MissingDependency), match=r"no such microphone|libportaudio2|PortAudio"):
+        recording.get(DEADLINE_S)
+    recording.close()
 
 
 def test_the_real_process_ends_with_its_parent() -> None:

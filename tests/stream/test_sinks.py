@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from stream import bus
 from stream.sinks import SinkName, emotion_line, make_sink
+from telme.errors import OutputError
 from tests.stream.samples import EMOTION, EVENTS, event_json
 
 NO_TOTAL = msgspec.structs.replace(EMOTION, stages_ms=msgspec.structs.replace(EMOTION.stages_ms, total=None))
@@ -112,6 +113,21 @@ def test_in_a_terminal_what_comes_next_is_written_over_a_guess(monkeypatch: pyte
 
 def test_the_console_does_not_pass_on_what_steers_a_terminal() -> None:
     assert written("console", bus.Fault("\x1b[2Jgone\r\nnext", None)) == "          (fault:  [2Jgone  next)\n"
+
+
+@pytest.mark.parametrize(("name", "encoding"), [("console", "latin-1"), ("jsonl", "utf-8")])
+def test_a_locale_without_the_characters_loses_no_event(name: SinkName, encoding: str) -> None:
+    raw = io.BytesIO()
+    sink = make_sink(name, io.TextIOWrapper(raw, encoding="latin-1"))
+    json_bytes = event_json(msgspec.structs.replace(EMOTION, text="\u4f60, Joey?"))
+    sink(bus.read_event(json_bytes), json_bytes)
+    shown = raw.getvalue().decode(encoding)
+    assert ("?, Joey?" if name == "console" else "\u4f60, Joey?") in shown
+
+
+def test_without_a_standard_output_it_says_so() -> None:
+    with pytest.raises(OutputError, match="standard output is closed"):
+        make_sink("console", None)
 
 
 def test_jsonl_is_one_object_per_line_and_nothing_else() -> None:

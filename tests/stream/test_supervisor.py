@@ -306,6 +306,41 @@ def test_children_stop_in_reverse_order(supervisor: Supervisor) -> None:
     assert exit_code(first) == 0
 
 
+def test_one_that_dies_while_another_drains_is_started_again(supervisor: Supervisor) -> None:
+    first, second = child(children.obedient, restarts=True), child(children.deaf, stop_deadline_s=1000)
+    supervisor.start(first)
+    supervisor.start(second)
+    os.kill(os.getpid(), signal.SIGINT)
+    supervisor.watch(second)
+    dead = pid_of(first)
+    thread = when(lambda: second.ready == {"state": "heard"}, lambda: os.kill(dead, signal.SIGKILL))
+
+    def is_there_again() -> bool:
+        return first.process is not None and first.process.pid not in (None, dead) and first.ready is not None
+
+    other = when(is_there_again, lambda: os.kill(pid_of(second), signal.SIGKILL))
+    supervisor.stop()
+    thread.join()
+    other.join()
+    assert pid_of(first) != dead
+    assert exit_code(first) == 0
+
+
+def test_what_drains_into_one_that_is_dead_for_good_is_not_waited_for(
+    supervisor: Supervisor, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = child(children.obedient), child(children.deaf, stop_deadline_s=1000)
+    supervisor.start(first)
+    supervisor.start(second)
+    thread = when(lambda: second.ready == {"state": "heard"}, lambda: os.kill(pid_of(first), signal.SIGKILL))
+    with caplog.at_level(logging.ERROR):
+        supervisor.stop()
+    thread.join()
+    assert exit_code(second) == -signal.SIGKILL
+    assert "obedient died with signal SIGKILL" in caplog.text
+    assert "what deaf still had is lost" in caplog.text
+
+
 def test_a_second_signal_kills_what_is_still_stopping(supervisor: Supervisor, caplog: pytest.LogCaptureFixture) -> None:
     one, other = child(children.deaf, stop_deadline_s=1000), child(children.deaf, stop_deadline_s=1000)
     supervisor.start(one)
@@ -324,13 +359,23 @@ def test_a_second_signal_kills_what_is_still_stopping(supervisor: Supervisor, ca
 
 
 def test_signals_are_counted_and_handlers_given_back() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in stops]
     interrupts = Interrupts()
     with interrupts.installed():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGTERM)
-        eventually(lambda: interrupts.count == 2, "both signals are counted")
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+        for count, number in enumerate(stops, 1):
+            os.kill(os.getpid(), number)
+            eventually(lambda count=count: interrupts.count == count, "the signal is counted")  # type: ignore[misc]
+    assert [signal.getsignal(number) for number in stops] == before
+
+
+def test_what_nohup_made_deaf_stays_deaf() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupts().installed():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_any_number_of_requests_is_taken_even_after_the_end() -> None:
