@@ -1,0 +1,198 @@
+"""Real processes: stopped, also by signals, and never left behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from stream.supervisor import Interrupts, Supervisor
+from tests.live import eventually
+from tests.stream import children
+from tests.stream.supervised import DEADLINE_S, child, exit_code, pid_of, when
+
+pytestmark = pytest.mark.timeout(120)
+
+
+# -------------------------------------------------------------------------------------------------- stop
+
+
+def test_a_child_that_misses_its_stop_deadline_is_named_and_ended(
+    supervisor: Supervisor, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = child(children.deaf, stop_deadline_s=0.1)
+    supervisor.start(one)
+    supervisor.stop()
+    assert exit_code(one) == -signal.SIGKILL
+    assert "deaf missed its stop deadline of 0 s and is killed" in caplog.text
+
+
+def test_children_stop_in_reverse_order(supervisor: Supervisor) -> None:
+    first, second = child(children.obedient), child(children.deaf, stop_deadline_s=1000)
+    supervisor.start(first)
+    supervisor.start(second)
+    alive: list[bool] = []
+
+    def end_the_second() -> None:
+        alive.append(first.alive)
+        os.kill(pid_of(second), signal.SIGKILL)
+
+    thread = when(lambda: second.ready == {"state": "heard"}, end_the_second)
+    supervisor.stop()
+    thread.join()
+    assert alive == [True]
+    assert exit_code(first) == 0
+
+
+def test_one_that_dies_while_another_drains_is_started_again(supervisor: Supervisor) -> None:
+    first, second = child(children.obedient, restarts=True), child(children.deaf, stop_deadline_s=1000)
+    supervisor.start(first)
+    supervisor.start(second)
+    os.kill(os.getpid(), signal.SIGINT)
+    supervisor.watch(second)
+    dead = pid_of(first)
+    thread = when(lambda: second.ready == {"state": "heard"}, lambda: os.kill(dead, signal.SIGKILL))
+
+    def is_there_again() -> bool:
+        return first.process is not None and first.process.pid not in (None, dead) and first.ready is not None
+
+    other = when(is_there_again, lambda: os.kill(pid_of(second), signal.SIGKILL))
+    supervisor.stop()
+    thread.join()
+    other.join()
+    assert pid_of(first) != dead
+    assert exit_code(first) == 0
+
+
+def test_what_drains_into_one_that_is_dead_for_good_is_not_waited_for(
+    supervisor: Supervisor, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = child(children.obedient), child(children.deaf, stop_deadline_s=1000)
+    supervisor.start(first)
+    supervisor.start(second)
+    thread = when(lambda: second.ready == {"state": "heard"}, lambda: os.kill(pid_of(first), signal.SIGKILL))
+    with caplog.at_level(logging.ERROR):
+        supervisor.stop()
+    thread.join()
+    assert exit_code(second) == -signal.SIGKILL
+    assert "obedient died with signal SIGKILL" in caplog.text
+    assert "what deaf still had is lost" in caplog.text
+
+
+def test_a_second_signal_kills_what_is_still_stopping(supervisor: Supervisor, caplog: pytest.LogCaptureFixture) -> None:
+    one, other = child(children.deaf, stop_deadline_s=1000), child(children.deaf, stop_deadline_s=1000)
+    supervisor.start(one)
+    supervisor.start(other)
+    os.kill(os.getpid(), signal.SIGINT)
+    supervisor.watch(one)
+    thread = when(lambda: other.ready == {"state": "heard"}, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with caplog.at_level(logging.ERROR):
+        supervisor.stop()
+    thread.join()
+    assert (exit_code(one), exit_code(other)) == (-signal.SIGKILL, -signal.SIGKILL)
+    assert caplog.text == ""
+
+
+# ----------------------------------------------------------------------------------------------- signals
+
+
+def test_signals_are_counted_and_handlers_given_back() -> None:
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in stops]
+    interrupts = Interrupts()
+    with interrupts.installed():
+        for count, number in enumerate(stops, 1):
+            os.kill(os.getpid(), number)
+            eventually(lambda count=count: interrupts.count == count, "the signal is counted")  # type: ignore[misc]
+    assert [signal.getsignal(number) for number in stops] == before
+
+
+def test_what_nohup_made_deaf_stays_deaf() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupts().installed():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_any_number_of_requests_is_taken_even_after_the_end() -> None:
+    interrupts = Interrupts()
+    with interrupts.installed():
+        for _ in range(10_000):
+            interrupts.request()
+    interrupts.request()
+    assert interrupts.count == 10_001
+
+
+_FIRST_CHILD = """
+from stream.supervisor import Child
+from tests.stream.children import masked
+child = Child("masked", masked, (), False, 10.0)
+for _ in range(2):
+    child.start()
+    child.process.join()
+    child.listen()
+    print(child.ready)
+"""
+
+
+def test_the_first_child_too_is_started_with_sigint_blocked() -> None:
+    """multiprocessing starts its resource tracker with the first child, and lifts the block when it does."""
+    run = subprocess.run(
+        [sys.executable, "-c", _FIRST_CHILD], capture_output=True, text=True, timeout=DEADLINE_S, check=True
+    )
+    assert run.stdout.splitlines() == ["{'blocked': 'True'}"] * 2
+
+
+_SUPERVISOR = """
+from stream.supervisor import Child, Interrupts, Supervisor
+from tests.stream.children import mute, obedient
+supervisor = Supervisor(Interrupts())
+ready, waiting = (Child(target.__name__, target, (), True, 10.0) for target in (obedient, mute))
+supervisor.start(ready)
+ready.tell("go")
+waiting.start()
+print(ready.process.pid, waiting.process.pid, flush=True)
+supervisor.watch(ready)
+"""
+
+
+def test_children_end_by_themselves_when_their_supervisor_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", _SUPERVISOR], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        ends = [os.pidfd_open(int(pid)) for pid in process.stdout.readline().split()]
+        process.kill()
+        process.wait(DEADLINE_S)
+        try:
+            for end in ends:
+                poller = select.poll()
+                poller.register(end, select.POLLIN)
+                assert poller.poll(DEADLINE_S * 1000), "a child outlives its supervisor"
+        finally:
+            for end in ends:
+                os.close(end)
+        assert len(ends) == 2
+
+
+# --------------------------------------------------------------------------------------------- a new dialogue
+
+
+def test_usr1_tells_the_last_child_that_a_new_dialogue_begins(interrupts: Interrupts, supervisor: Supervisor) -> None:
+    first, last = child(children.talkative), child(children.talkative)
+    for one in (first, last):
+        supervisor.start(one)
+        one.tell("go")
+    os.kill(os.getpid(), signal.SIGUSR1)
+    thread = when(lambda: last.ready == {"dialogues": "1"}, interrupts.request)
+    supervisor.watch(last)
+    thread.join(DEADLINE_S)
+    supervisor.stop()
+    assert last.ready == {"dialogues": "1"}
+    assert first.ready == {"dialogues": "0"}
+    assert exit_code(last) == 0
