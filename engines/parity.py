@@ -110,7 +110,7 @@ def conversation(bundle: Bundle, transcript: Path, recording: Path) -> list[Feat
 
     maker = FeatureMaker(bundle.tokenizer, bundle.config)
     read = bundle.config.parts
-    whole = read_clip(ClipSource(recording, recording), audio="audio" in read, video=False)
+    whole = read_clip(ClipSource(recording, recording), video=False)
     window = maker.window()
     made = []
     for turn, start_ms, end_ms in spoken:

@@ -29,7 +29,7 @@ from stream.clock import samples_to_ns
 from stream.frames import FrameRing
 from stream.items import SAMPLE_RATE_HZ, AudioBlock, Missing, Pcm, VideoFrame
 from telme.errors import SourceError
-from telme.media import first_stream, open_media
+from telme.media import channels_of, first_stream, open_media
 
 _LOG = logging.getLogger(__name__)
 _NS_PER_S = 1_000_000_000
@@ -51,7 +51,7 @@ class FileReplay:
         pictures: The ring to fill, or why no pictures are wanted.
         now_ns: The clock.
         wait: Waits for an event so many seconds; True when it is set.
-        splits: Hand over each channel of the sound by itself, not one mixed of all.
+        splits: Hand over each channel of the sound by itself, not their mean.
 
     Attributes:
         pictures: The ring, or why there is none: as given, or because the file has no pictures.
@@ -180,8 +180,7 @@ class _Sound:
     """Decoded frames -> numbered blocks of 16 kHz, int16 [channels, S].
 
     Args:
-        splits: Keep the channels apart. Otherwise there is one: libav's mix of channels that have names, as those of a
-            film, and the mean of those that have none, as several microphones.
+        splits: Keep the channels apart; otherwise there is one, their mean, as in training (`telme.clips`).
 
     Attributes:
         origin: The media time of the first sample in seconds, known with the first block.
@@ -206,8 +205,7 @@ class _Sound:
             form = (frame.sample_rate, frame.layout.name, frame.format.name)
             if gap or form != self._format:
                 self._flush_resampler()
-                self._layout = self._layout or self._kept_layout(frame)
-                # Packed: PyAV miscounts the planes of eight channels and more, and reads wild memory.
+                self._layout = self._layout or frame.layout.name
                 self._resampler, self._format = av.AudioResampler("s16", self._layout, SAMPLE_RATE_HZ), form
             if gap:
                 yield from self._cut(everything=True)
@@ -233,18 +231,13 @@ class _Sound:
         self._expected = position
         return True
 
-    def _kept_layout(self, frame: AudioFrame) -> str:
-        has_names = frame.layout.name != f"{frame.layout.nb_channels} channels"
-        return "mono" if has_names and not self._splits else frame.layout.name
-
     def _flush_resampler(self) -> None:
         if self._resampler is not None:
             self._keep(self._resampler.resample(None))
 
     def _keep(self, frames: list[AudioFrame]) -> None:
         for frame in frames:
-            packed = frame.to_ndarray().astype(np.int16, copy=False)  # [1, S * channels]
-            pcm = packed.reshape(-1, frame.layout.nb_channels).T
+            pcm = channels_of(frame).astype(np.int16, copy=False)
             if len(pcm) > 1 and not self._splits:
                 pcm = np.rint(pcm.mean(axis=0, keepdims=True)).astype(np.int16)
             self._pending.append(pcm)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any
 
@@ -229,13 +230,19 @@ def write_bundle(
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for part, weights in parts:
-            write_part(folder, part, weights, dtype)
-        config.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        (folder / CARD_FILE).write_text(card, encoding="utf-8")
-        lines = [f"{digest}  {name}\n" for name, digest in digests(folder).items()]
-        (folder / SUMS_FILE).write_text("".join(lines), encoding="utf-8")
+        # Written aside and then moved: a bundle that is there already stays whole until all of the new one is written.
+        with TemporaryDirectory(dir=folder, prefix=".unfinished-") as made:
+            beside = Path(made)
+            for part, weights in parts:
+                write_part(beside, part, weights, dtype)
+            config.save_pretrained(beside)
+            tokenizer.save_pretrained(beside)
+            (beside / CARD_FILE).write_text(card, encoding="utf-8")
+            for path in beside.iterdir():
+                path.replace(folder / path.name)
+            lines = [f"{digest}  {name}\n" for name, digest in digests(folder).items()]
+            (beside / SUMS_FILE).write_text("".join(lines), encoding="utf-8")
+            (beside / SUMS_FILE).replace(folder / SUMS_FILE)
     except OSError as error:
         raise BundleError(f"{folder} cannot be written: {error}", "a folder with room", "free some space") from error
 

@@ -30,7 +30,7 @@ from telme.data import ClipSource
 from telme.errors import DataError
 from telme.features import FeatureMaker, Media, Missing
 
-_FORMAT = 1
+_FORMAT = 2
 # What decodes, resamples and resizes; another version may give other tensors.
 _LIBRARIES = ("av", "numpy", "pillow", "soxr", "transformers")
 _META = "telme"
@@ -75,7 +75,8 @@ class MediaCache:
         if kept is not None:
             return kept
         wanted = self._settings["read"]
-        clip = read_clip(source, "audio" in wanted, "video" in wanted)
+        # The sound in any case: it tells whether the clip is too long.
+        clip = read_clip(source, audio=True, video="video" in wanted)
         media = self._maker.media(clip.sound, clip.frames, clip.sound_rate_hz)
         try:
             write_whole(path, _packed(media))

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from telme.data import ClipSource
 from telme.features import NOT_GIVEN, Missing
 from telme.frames import frame_indices
-from telme.media import first_stream, open_media
+from telme.media import channels_of, first_stream, open_media
 
 _Read = TypeVar("_Read")
 
@@ -77,7 +77,7 @@ def _sound(path: Path) -> tuple[NDArray[np.float32], int]:
     with _opened(path, "audio") as (container, stream):
         if stream is None:
             raise _Unreadable("has no sound")
-        resampler = av.AudioResampler("fltp")  # keeps rate and channels
+        resampler = av.AudioResampler("flt")  # keeps rate and channels
         pieces: list[NDArray[np.float32]] = []
         forms: set[tuple[int, str, str]] = set()
         for frame in _frames(container, stream):
@@ -86,7 +86,7 @@ def _sound(path: Path) -> tuple[NDArray[np.float32], int]:
             forms.add((frame.sample_rate, frame.layout.name, frame.format.name))
             if len(forms) > 1:
                 raise _Unreadable("changes its sample rate or its channels")
-            pieces += [made.to_ndarray().mean(0) for made in resampler.resample(frame)]  # [channels, samples]
+            pieces += [channels_of(made).mean(0) for made in resampler.resample(frame)]
         if not sum(map(len, pieces)):
             raise _Unreadable("has sound of zero length")
         return np.concatenate(pieces).astype(np.float32, copy=False), forms.pop()[0]

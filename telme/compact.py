@@ -9,6 +9,7 @@ chooses nothing on dev but the temperature.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import sys
@@ -37,7 +38,8 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from telme.bundle import load_bundle, save_bundle
+from telme.bundle import load_bundle, open_bundle, save_bundle
+from telme.checkpoints import begin, mark_complete
 from telme.config import TelmeConfig
 from telme.data import Row, read_split, windows
 from telme.datasets import Split
@@ -45,7 +47,7 @@ from telme.dialogue import SPEAKER_TOKENS
 from telme.errors import DataError, TelmeStreamError, UsageError
 from telme.evaluate import Report, score
 from telme.features import FeatureMaker
-from telme.fitting import fit_temperature
+from telme.fitting import fit_temperature, one_device
 from telme.models import TextTeacher, resize_vocabulary
 from telme.packing import Pack, PackedBatch, collate_packs, packs, read_packs
 from telme.processor import knows_bfloat16
@@ -66,7 +68,7 @@ LATE_START = 0.3
 # Of the bundle in use: what two CPU cores read in real time; on dev, longer prompts bring nothing (bench/LOG.md).
 SERVED_TOKENS = 96
 # What a teacher says of the training split: logits [rows, C] float32.
-ANSWERS_FILE = "train_logits.safetensors"
+ANSWERS_FILE = "train_logits-{}.safetensors"
 _BATCH_OF_ANSWERS = 8
 # Steps between two additions to the moving average of the weights, and its memory in epochs.
 AVERAGE_EVERY = 4
@@ -157,7 +159,10 @@ class Pupil(nn.Module):
 
 
 class _Average(TrainerCallback):
-    """Adds to the moving average of the weights."""
+    """Adds to the moving average of the weights, and marks whole checkpoints."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        mark_complete(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         pupil: Pupil = given["model"]
@@ -185,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=Path,
         action="append",
         default=[],
-        help=f"bundle to learn from, as the first run made it, or its {ANSWERS_FILE}; several times: their mean answer",
+        help="bundle to learn from, as the first run made it, or the file with its answers; several times: their mean",
     )
     parser.add_argument("--epochs", type=float, default=6)
     parser.add_argument("--batch", type=int, default=8, help="dialogues of a step")
@@ -207,6 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make(options: argparse.Namespace) -> None:
     """Train, shift the classes' logits, fit the temperature on dev and save a bundle."""
+    one_device()
     torch.manual_seed(options.seed)
     rows = {split: read_split(options.data, split) for split in _SPLITS}
     if not options.init.is_dir():
@@ -245,8 +251,16 @@ def _trained(
         optimizers=(optimizer, schedule),
         callbacks=[_Average()],
     )
-    trainer.train(resume_from_checkpoint=options.resume)
+    checkpoint = begin(options.out, _settings(options), options.resume)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return pupil.average.cpu().eval()
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What decides a run's outcome, as values of JSON."""
+    free = ("out", "resume", "max_steps")
+    decides = {name: value for name, value in vars(options).items() if name not in free}
+    return {**decides, "data": str(options.data), "init": str(options.init), "teacher": list(map(str, options.teacher))}
 
 
 def _start(options: argparse.Namespace) -> tuple[TextTeacher, PreTrainedTokenizerBase, TelmeConfig]:
@@ -277,7 +291,7 @@ def _taught(teacher: Path, rows: Sequence[Row]) -> Tensor:
     Raises:
         DataError: Those that were kept are of other rows.
     """
-    path = teacher if teacher.suffix == ".safetensors" else teacher.parent / ANSWERS_FILE
+    path = teacher if teacher.suffix == ".safetensors" else teacher.parent / _answers_name(teacher, rows)
     if not path.is_file():
         bundle = load_bundle(str(teacher))
         bundle.config.max_prompt_tokens = TRAINING_TOKENS
@@ -290,6 +304,16 @@ def _taught(teacher: Path, rows: Sequence[Row]) -> Tensor:
             f"{path} with {len(kept)} answers", f"{len(rows)}, one a row of the training split", "remove it"
         )
     return kept
+
+
+def _answers_name(teacher: Path, rows: Sequence[Row]) -> str:
+    """Of the file with a bundle's answers; other weights or other rows have another one.
+
+    Raises:
+        BundleError: There is no such bundle.
+    """
+    key = hashlib.sha256(f"{open_bundle(str(teacher)).weights} {list(rows)}".encode())
+    return ANSWERS_FILE.format(key.hexdigest()[:12])
 
 
 def answers(

@@ -28,7 +28,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, get_linear
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerControl, TrainerState
 
 from telme.checkpoints import METRICS_FILE, begin, best, best_weights, keep_best, mark_complete, write_json
-from telme.errors import DataError
+from telme.errors import DataError, UsageError
 from telme.evaluate import Report, score
 from telme.labels import LabelSet
 from telme.recipes import StageRecipe
@@ -110,13 +110,15 @@ def fit(task: Task, folder: Path, recipe: StageRecipe, run: Run, labels: LabelSe
         labels: The classes.
 
     Raises:
-        UsageError: Another run is in the folder, or one that is not to be gone on with.
-        DataError: The folder cannot be written.
+        UsageError: Another run is in the folder, or one that is not to be gone on with; or there are several GPUs.
+        DataError: The folder cannot be written, or the answers are no numbers any more.
     """
+    one_device()
     settings = {**asdict(recipe), **task.described, "seed": run.seed, "save_every": run.save_every}
     checkpoint = begin(folder, settings, run.resume)
     trainer = _trainer(task, folder, recipe, run, labels)
-    if not (folder / METRICS_FILE).is_file():
+    is_finished = _steps_done(folder) >= _planned(task, recipe, run)
+    if not is_finished:
         _train(trainer, folder, checkpoint)
     kept = best_weights(folder)
     rounded = {name: value.half().float() if value.is_floating_point() else value for name, value in kept.items()}
@@ -125,9 +127,35 @@ def fit(task: Task, folder: Path, recipe: StageRecipe, run: Run, labels: LabelSe
     truth = _one(answers.label_ids)
     temperature = fit_temperature(_one(answers.predictions), truth)
     fitted = Fitted(report_of(_one(answers.predictions), truth, labels, temperature), temperature)
-    if not (folder / METRICS_FILE).is_file():
+    if not is_finished:
         write_json(folder / METRICS_FILE, _metrics(trainer, folder, fitted))
     return fitted
+
+
+def one_device() -> None:
+    """Check that no more than one GPU is seen: transformers' Trainer would share each batch among all of them.
+
+    Raises:
+        UsageError: There are several.
+    """
+    if torch.cuda.device_count() > 1:
+        raise UsageError(
+            f"{torch.cuda.device_count()} GPUs", "one, which the recipes' batches are for", "CUDA_VISIBLE_DEVICES=0"
+        )
+
+
+def _steps_done(folder: Path) -> int:
+    """What metrics.json covers, a trial's few steps perhaps; 0 where there is none yet."""
+    path = folder / METRICS_FILE
+    return int(json.loads(path.read_text(encoding="utf-8"))["steps"]) if path.is_file() else 0
+
+
+def _steps_an_epoch(task: Task, recipe: StageRecipe) -> int:
+    return math.ceil(math.ceil(len(task.train) / recipe.batch) / recipe.accumulate)  # type: ignore[arg-type]
+
+
+def _planned(task: Task, recipe: StageRecipe, run: Run) -> int:
+    return run.max_steps if run.max_steps > 0 else math.ceil(recipe.epochs * _steps_an_epoch(task, recipe))
 
 
 def _train(trainer: Trainer, folder: Path, checkpoint: Path | None) -> None:
@@ -144,7 +172,7 @@ def _train(trainer: Trainer, folder: Path, checkpoint: Path | None) -> None:
 
 def _trainer(task: Task, folder: Path, recipe: StageRecipe, run: Run, labels: LabelSet) -> Trainer:
     examples = len(task.train)  # type: ignore[arg-type]
-    steps = math.ceil(math.ceil(examples / recipe.batch) / recipe.accumulate)
+    steps = _steps_an_epoch(task, recipe)
     optimizer = torch.optim.AdamW(_groups(task.network, recipe))
     unit = steps if recipe.schedule_counts == "steps" else examples
     schedule = get_linear_schedule_with_warmup(  # type: ignore[no-untyped-call]
@@ -156,9 +184,7 @@ def _trainer(task: Task, folder: Path, recipe: StageRecipe, run: Run, labels: La
         data_collator=task.collate,
         train_dataset=task.train,
         eval_dataset=task.dev,
-        compute_metrics=lambda answers: {
-            "weighted_f1": report_of(_one(answers.predictions), _one(answers.label_ids), labels).weighted_f1
-        },
+        compute_metrics=lambda answers: _evaluated(_one(answers.predictions), _one(answers.label_ids), labels),
         optimizers=(optimizer, schedule),
         callbacks=[_Cadence(folder, task.network, steps, run.save_every), _Bar()],
     )
@@ -262,6 +288,7 @@ def _metrics(trainer: Trainer, folder: Path, fitted: Fitted) -> dict[str, Any]:
     # The Trainer's closing entry counts only what was trained since the last start.
     log = [_untimed(entry) for entry in trainer.state.log_history if "train_runtime" not in entry]
     return {
+        "steps": trainer.state.global_step,
         "best_step": found[1],
         "dev": asdict(fitted.report),
         "temperature": fitted.temperature,
@@ -271,6 +298,12 @@ def _metrics(trainer: Trainer, folder: Path, fitted: Fitted) -> dict[str, Any]:
 
 def _one(answers: Any) -> NDArray[Any]:
     return np.asarray(answers[0] if isinstance(answers, tuple) else answers)
+
+
+def _evaluated(logits: NDArray[Any], truth: NDArray[Any], labels: LabelSet) -> dict[str, float]:
+    if not np.isfinite(logits).all():
+        raise DataError("answers on dev that are no numbers", "a loss that falls", "train with a lower --lr")
+    return {"weighted_f1": report_of(logits, truth, labels).weighted_f1}
 
 
 def report_of(logits: NDArray[Any], truth: NDArray[Any], labels: LabelSet, temperature: float = 1.0) -> Report:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import av
+from av.audio.frame import AudioFrame
 from av.container import InputContainer
 from av.stream import Disposition, Stream
+from numpy.typing import NDArray
 
 
 def open_media(path: Path) -> InputContainer:
@@ -26,3 +29,12 @@ def first_stream(container: InputContainer, kind: str) -> Stream | None:
         if stream.type == kind and decodable and Disposition.attached_pic not in stream.disposition:
             return stream
     return None
+
+
+def channels_of(frame: AudioFrame) -> NDArray[Any]:
+    """Sound in a packed format, as `flt` or `s16`, as [channels, samples].
+
+    Packed: of planar sound PyAV counts too many planes where there are eight channels and more, and reads wild memory.
+    """
+    packed: NDArray[Any] = frame.to_ndarray()  # [1, samples * channels]
+    return packed.reshape(-1, frame.layout.nb_channels).T

@@ -98,8 +98,18 @@ class AudioStudent(nn.Module):
         Args:
             input_values: [B, S] float32, S at least 400. There is no mask: the published student has none.
         """
-        feature = self.model(input_values).last_hidden_state[:, 0]  # [B, T, H] -> [B, H]
+        feature = self.model(input_values, **self._masks(input_values)).last_hidden_state[:, 0]  # [B, T, H] -> [B, H]
         return EncoderOutput(feature, self.W(feature))
+
+    def _masks(self, input_values: Tensor) -> dict[str, Tensor]:
+        """In training spans of time frames are hidden; of a sound shorter than a span nothing is."""
+        if not self.training:
+            return {}
+        model: Any = self.model
+        frames = int(model._get_feat_extract_output_lengths(input_values.shape[1]))
+        if frames >= model.config.mask_time_length:
+            return {}
+        return {"mask_time_indices": input_values.new_zeros((len(input_values), frames), dtype=torch.bool)}
 
 
 class VideoStudent(nn.Module):
@@ -143,7 +153,12 @@ def _backbone(settings: dict[str, Any] | None, field: str) -> PretrainedConfig:
 
 
 def _build(backbone: PretrainedConfig, **options: bool) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModel.from_config(backbone, **options)  # type: ignore[no-untyped-call]
+    try:
+        model: PreTrainedModel = AutoModel.from_config(backbone, **options)  # type: ignore[no-untyped-call]
+    except TypeError as error:  # an option that the family has not
+        raise BundleError(
+            f"an encoder of type {backbone.model_type}: {error}", "one of BERT's or RoBERTa's family", "name another"
+        ) from error
     return model
 
 

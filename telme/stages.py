@@ -25,10 +25,11 @@ from telme.config import Part, TelmeConfig
 from telme.data import ClipSource, Row, annotation_file, find_clip, read_split, windows
 from telme.datasets import Dataset, Split
 from telme.encodings import kept_tensors, student_features, teacher_answers
-from telme.errors import DataError, UsageError
+from telme.errors import BundleError, DataError, UsageError
 from telme.evaluate import Report
 from telme.features import FeatureMaker, Media
 from telme.fitting import Run, Task, fit
+from telme.frames import FRAMES
 from telme.fusion import AttentionShiftFusion
 from telme.learners import (
     ClipCollator,
@@ -272,7 +273,10 @@ def _student_config(recipe: Recipe, student: Student) -> dict[str, Any]:
     if student == "audio":
         masked = {"mask_time_length": recipe.audio_mask_frames}
         return pretrained_config(recipe.audio_init, _STUDENT_KINDS["audio"], **masked)
-    return pretrained_config(recipe.video_init, _STUDENT_KINDS["video"])
+    settings = pretrained_config(recipe.video_init, _STUDENT_KINDS["video"])
+    if (frames := settings.get("num_frames", FRAMES)) != FRAMES:
+        raise BundleError(f"encoder {recipe.video_init} of {frames} pictures", f"one of {FRAMES}", "name another one")
+    return settings
 
 
 def _new_student(recipe: Recipe, config: TelmeConfig, student: Student) -> AudioStudent | VideoStudent:

@@ -9,8 +9,9 @@ import argparse
 import itertools
 import json
 import logging
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,29 @@ _NETWORKS: dict[str, tuple[Network, ...]] = {
     "students": _STUDENTS,
     "fusion": ("fusion",),
 }
-_NUMBERS: dict[str, Any] = {"epochs": float, "batch": int, "accumulate": int, "lr": float, "head_lr": float}
+
+
+def _above(least: float, kind: type[int] | type[float]) -> Callable[[str], float]:
+    """A type for argparse: numbers above a bound."""
+
+    def number(text: str) -> float:
+        value = kind(text)
+        if not least < value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not above {least:g}")
+        return value
+
+    return number
+
+
+_NUMBERS: dict[str, Any] = {
+    "epochs": _above(0, float),
+    "batch": _above(0, int),
+    "accumulate": _above(0, int),
+    "lr": _above(0, float),
+    "head_lr": _above(0, float),
+}
+# The question at a prompt's end has so many.
+_LEAST_TOKENS = 8
 _CONTEXT = {"max_prompt_tokens": "--max-tokens", "max_turns": "--max-turns"}
 
 
@@ -59,7 +82,8 @@ def _parser() -> argparse.ArgumentParser:
         _add_common(stage)
     teacher.add_argument("--init", dest="text_init", help="text encoder to start from: a folder or hub id")
     for name, flag in _CONTEXT.items():
-        teacher.add_argument(flag, dest=name, type=int, help="instead of the recipe's")
+        least = _LEAST_TOKENS - 1 if name == "max_prompt_tokens" else 0
+        teacher.add_argument(flag, dest=name, type=_above(least, int), help="instead of the recipe's")
     students.add_argument("--only", choices=_STUDENTS, help="train this student alone")
     for name in _STUDENTS:
         students.add_argument(f"--{name}-init", help=f"{name} encoder to start from: a folder or hub id")
@@ -82,8 +106,8 @@ def _add_common(stage: argparse.ArgumentParser) -> None:
     stage.add_argument("--resume", action="store_true", help="go on with the run in --out")
     stage.add_argument("--seed", type=int, default=Run.seed)
     stage.add_argument("--max-steps", type=int, default=Run.max_steps, help="stop after so many steps, for trials")
-    stage.add_argument("--save-every", type=int, default=Run.save_every, help="steps between checkpoints")
-    stage.add_argument("--workers", type=int, default=2, help="processes that read clips and make batches")
+    stage.add_argument("--save-every", type=_above(0, int), default=Run.save_every, help="steps between checkpoints")
+    stage.add_argument("--workers", type=_above(-1, int), default=2, help="processes that read clips and make batches")
     for name, kind in _NUMBERS.items():
         stage.add_argument(f"--{name.replace('_', '-')}", type=kind, help="instead of the recipe's")
 

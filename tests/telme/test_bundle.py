@@ -96,6 +96,21 @@ def test_a_tokenizer_with_more_tokens_than_the_weights_is_refused(folder: Path) 
         load_bundle(str(folder))
 
 
+def test_a_bundle_stays_whole_when_the_next_one_cannot_be_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    bundle = load_bundle(str(folder))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(bundle.tokenizer), "save_pretrained", full)
+    with pytest.raises(BundleError, match="No space left"):
+        save_bundle(folder, bundle.config, bundle.model.text, bundle.tokenizer, "another card")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_parts_that_the_configuration_does_not_name_are_not_saved(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     config = tiny_config(len(tokenizer))

@@ -81,12 +81,22 @@ def test_another_mode_another_file_and_other_students_are_other_entries(
     published = MediaCache(folder, maker_of(tmp_path, mode="published-meld")).media(source)
     assert len(heard.sound) < len(published.sound)  # type: ignore[arg-type]
     deaf = MediaCache(folder, maker_of(tmp_path, ("audio",))).media(source)
-    assert deaf.missing == {"audio": "not given"}
+    assert deaf.missing == {"audio": "the bundle has no audio student"}
     assert isinstance(source.sound, Path)
     write_clip(source.sound, tone_of(0.7), None)
     changed = MediaCache(folder, maker_of(tmp_path)).media(source)
     assert changed.missing == {"video": "its file has no pictures"}
     assert len(decoded) == 4
+
+
+@pytest.mark.parametrize("mode", ["clean", "published-meld"])
+def test_a_long_clip_is_one_whether_its_sound_is_read_or_not(tmp_path: Path, source: ClipSource, mode: str) -> None:
+    assert isinstance(source.sound, Path)
+    write_clip(source.sound, tone_of(31), np.full((8, 48, 64, 3), 200, np.uint8))
+    both = MediaCache(tmp_path / "cache", maker_of(tmp_path, mode=mode)).media(source)
+    deaf = MediaCache(tmp_path / "cache", maker_of(tmp_path, ("audio",), mode)).media(source)
+    assert deaf.blank == both.blank == (mode != "clean")
+    assert isinstance(deaf.pictures, Missing) == isinstance(both.pictures, Missing) == (mode == "clean")
 
 
 def tone_of(seconds: float) -> NDArray[np.int16]:

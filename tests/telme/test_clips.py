@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import wave
 from pathlib import Path
 
 import av
@@ -51,6 +52,18 @@ def test_channels_become_their_mean(tmp_path: Path) -> None:
     clip = read(write_clip(tmp_path / "a.wav", np.stack([left, right], axis=1), None))
     assert not isinstance(clip.sound, Missing)
     np.testing.assert_allclose(clip.sound, left.astype(np.float32) / 65_536, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("channels", [6, 8, 9])
+def test_many_channels_become_their_mean_too(tmp_path: Path, channels: int) -> None:
+    sound = np.zeros((len(SOUND), channels), np.int16)
+    sound[:, -1] = SOUND
+    with wave.open(str(tmp_path / "a.wav"), "wb") as wav:
+        wav.setparams((channels, 2, 16_000, 0, "NONE", ""))
+        wav.writeframes(sound.tobytes())
+    clip = read(tmp_path / "a.wav")
+    assert not isinstance(clip.sound, Missing)
+    np.testing.assert_allclose(clip.sound, SOUND / (32_768 * channels), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("count", [1, 5, 8, 15, 16, 50])

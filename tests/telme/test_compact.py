@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 from bench.meld_f1 import main as meld_f1
+from telme import compact
 from telme.bundle import CARD_FILE, load_bundle
-from telme.compact import ANSWERS_FILE, main
+from telme.compact import _taught, main
 from telme.data import read_split
 from telme.dialogue import SPEAKER_TOKENS
 from tests.bundles import tiny_config, tiny_tokenizer
@@ -93,10 +94,8 @@ def test_two_teachers_know_more_than_one(folder: Path, capsys: pytest.CaptureFix
     known = 6.0 * torch.nn.functional.one_hot(truth, 7)
     named = []
     for number, held in enumerate((known * (truth < 4)[:, None], known * (truth >= 4)[:, None])):
-        # What a teacher says of the training split lies beside its bundle, which is not opened again.
-        (folder / str(number)).mkdir()
-        save_file({"logits": held}, folder / str(number) / ANSWERS_FILE)
-        named += ["--teacher", str(folder / str(number) / "bundle")]
+        save_file({"logits": held}, folder / f"{number}.safetensors")
+        named += ["--teacher", str(folder / f"{number}.safetensors")]
     labels = folder / "data" / "train_meld_emo.csv"
     labels.write_text(re.sub("anger|disgust|fear|sadness|surprise", "joy", labels.read_text("utf-8")), encoding="utf-8")
     assert run(folder, "both", capsys, "--epochs", "30", "--batch", "4", *named)["weighted_f1"] > 90
@@ -104,8 +103,21 @@ def test_two_teachers_know_more_than_one(folder: Path, capsys: pytest.CaptureFix
     lines = labels.read_text("utf-8").splitlines(keepends=True)
     labels.write_text("".join(lines[:-1]), encoding="utf-8")
     places = ["--data", str(folder / "data"), "--init", str(folder / "init"), "--out", str(folder / "other")]
-    assert main([*places, "--teacher", str(folder / "0" / ANSWERS_FILE)]) == 1
-    assert f"compact: error: {folder / '0' / ANSWERS_FILE} with {len(rows)} answers" in capsys.readouterr().err
+    assert main([*places, *named[:2]]) == 1
+    assert f"compact: error: {folder / '0.safetensors'} with {len(rows)} answers" in capsys.readouterr().err
+
+
+def test_each_teacher_gives_its_own_answers_and_keeps_them(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = read_split(folder / "data", "train")
+    for seed in (1, 2):
+        run(folder, str(seed), capsys, "--max-steps", "1", "--seed", str(seed))
+        shutil.copytree(folder / str(seed) / "bundle", folder / "shelf" / str(seed))
+    first, second = (_taught(folder / "shelf" / name, rows) for name in ("1", "2"))
+    assert not torch.allclose(first, second, atol=1e-2)
+    monkeypatch.setattr(compact, "answers", None)  # they are kept
+    assert torch.equal(_taught(folder / "shelf" / "1", rows), first)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +148,19 @@ def test_the_bundle_holds_the_moving_average(folder: Path, capsys: pytest.Captur
     weight = saved["classifier.weight"].float()
     torch.testing.assert_close(weight, trained["averaged.module.classifier.weight"], rtol=1e-3, atol=1e-4)
     assert (weight - trained["teacher.classifier.weight"]).abs().max() > 1e-3
+
+
+def test_a_run_that_died_before_its_first_checkpoint_begins_anew(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = run(folder, "out", capsys, "--epochs", "1")
+    for path in (folder / "out").glob("checkpoint-*"):
+        (path / "complete").unlink()  # it was killed while it wrote
+    again = run(folder, "out", capsys, "--epochs", "1", "--resume")
+    assert again["weighted_f1"] == pytest.approx(whole["weighted_f1"])
+    places = ["--data", str(folder / "data"), "--init", str(folder / "init"), "--out", str(folder / "out")]
+    assert main([*places, "--epochs", "1"]) == 2
+    assert "go on with it by --resume" in capsys.readouterr().err
 
 
 def test_it_goes_on_where_it_was_stopped(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

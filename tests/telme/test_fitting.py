@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from telme.errors import DataError
+from telme.errors import DataError, UsageError
 from telme.fitting import Run, Task, _trainer, fit
 from telme.labels import MELD
 from telme.recipes import StageRecipe, recipe_named
@@ -133,3 +134,26 @@ def test_other_failures_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
     broken = replace(task(), collate=lambda batch: {**collate(batch), "inputs": torch.zeros(len(batch), 6)})
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         fit(broken, tmp_path, SMALL, Run(), MELD)
+
+
+def test_a_trial_is_gone_on_with_to_the_end(tmp_path: Path) -> None:
+    whole = fit(task(), tmp_path / "whole", SMALL, Run(), MELD)
+    fit(task(), tmp_path / "trial", SMALL, Run(max_steps=3), MELD)
+    assert json.loads((tmp_path / "trial" / "metrics.json").read_text(encoding="utf-8"))["steps"] == 3
+    gone_on = fit(task(), tmp_path / "trial", SMALL, Run(resume=True), MELD)
+    assert gone_on == whole
+    found = [json.loads((tmp_path / name / "metrics.json").read_text(encoding="utf-8")) for name in ("whole", "trial")]
+    assert [one["steps"] for one in found] == [20, 20]
+    again = fit(task(), tmp_path / "trial", SMALL, Run(max_steps=3, resume=True), MELD)  # it has come further
+    assert again == whole
+
+
+def test_answers_that_are_no_numbers_end_the_run(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"answers on dev that are no numbers.* a lower --lr"):
+        fit(task(scale=float("inf")), tmp_path, SMALL, Run(), MELD)
+
+
+def test_several_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UsageError, match=r"2 GPUs.*CUDA_VISIBLE_DEVICES=0"):
+        fit(task(), tmp_path, SMALL, Run(), MELD)

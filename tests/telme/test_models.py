@@ -93,3 +93,12 @@ def test_fusion_settings_default_to_the_published_ones(dataset: str, settings: t
 def test_fusion_settings_that_do_not_hold_are_named(fusion: dict[str, float]) -> None:
     with pytest.raises(BundleError, match="beta_shift, heads and dropout"):
         _ = TelmeConfig(fusion=fusion).fusion_settings
+
+
+@pytest.mark.parametrize("samples", [400, 1039, 1040, 16_000])
+def test_a_sound_shorter_than_what_training_hides_is_heard_whole(samples: int) -> None:
+    config = tiny.config()
+    assert config.audio_config is not None
+    config.audio_config = {**config.audio_config, "mask_time_length": 3, "mask_time_prob": 0.5}
+    student = AudioStudent(config).train()
+    assert student(torch.randn(2, samples)).feature.isfinite().all()

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import DistilBertConfig, TimesformerConfig
 
 from bench.meld_f1 import main as meld_f1
 from telme.bundle import CARD_FILE, load_bundle
@@ -28,6 +29,7 @@ from telme.features import FeatureMaker
 from telme.predictor import TorchPredictor
 from telme.recipes import RECIPES, differences, flat, recipe_named
 from telme.train import main
+from tests.bundles import tiny_tokenizer
 from tests.miniature import make_iemocap, make_meld
 from tests.telme.encoders import make_encoders
 
@@ -214,6 +216,8 @@ def test_a_run_is_not_begun_again_nor_gone_on_with_under_other_settings(
         ("students", ["--from", "/nowhere/bundle"], "no bundle '/nowhere/bundle'"),
         ("students", ["--recipe", "published"], "in mode clean; expected meld in mode published-meld"),
         ("students", ["--audio-init", "{video}"], "of type timesformer, 768 wide; expected data2vec-audio, 768 wide"),
+        ("students", ["--video-init", "{sixteen}"], "of 16 pictures; expected one of 8"),
+        ("teacher", ["--init", "{distilled}"], "an encoder of type distilbert"),
         ("fusion", ["--from", "{teacher}"], "without students"),
     ],
 )
@@ -222,12 +226,32 @@ def test_what_is_not_there_is_one_line(
 ) -> None:
     teacher = trained / "out" / "teacher" / "bundle"
     start = ["--from", str(teacher)] if stage != "teacher" else []
-    given = [part.format(video=trained / "video", teacher=teacher) for part in more]
+    odd = {"sixteen": tmp_path / "sixteen", "distilled": tmp_path / "distilled"}
+    settings = json.loads((trained / "video" / "config.json").read_text(encoding="utf-8"))
+    TimesformerConfig(**{**settings, "num_frames": 16}).save_pretrained(odd["sixteen"])
+    tiny_tokenizer().save_pretrained(odd["distilled"])
+    DistilBertConfig(dim=64, n_layers=1, n_heads=2, hidden_dim=64).save_pretrained(odd["distilled"])
+    given = [part.format(video=trained / "video", teacher=teacher, **odd) for part in more]
     flags = arguments(trained, stage, "meld", str(tmp_path / "new"), *start, *given)
     assert main(flags) in (1, 2)
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train: error: ")]
     assert len(errors) == 1
     assert says in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        *(("--batch", "0"), ("--accumulate", "0"), ("--save-every", "0"), ("--epochs", "0"), ("--workers", "-1")),
+        *(("--lr", "nan"), ("--head-lr", "inf"), ("--max-tokens", "7"), ("--max-turns", "0")),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(
+    trained: Path, capsys: pytest.CaptureFixture[str], flag: str, value: str
+) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main([*arguments(trained, "teacher", "meld", "new"), flag, value])
+    assert f"argument {flag}: {value} is not above" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("stage", "before"), [("students", "teacher"), ("fusion", "students")])
