@@ -26,7 +26,7 @@ from engines.spec import MOST_BATCH, BuildSettings, Precision, RunSettings
 from engines.store import Store
 from telme.bundle import Bundle
 from telme.config import Part
-from telme.errors import EngineError, MissingDependency, OutOfMemory, PredictorError
+from telme.errors import EngineError, MissingDependency, OutOfMemory, PredictorError, UsageError
 
 # Its release builds report to their makers unless this is set before the first import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -53,7 +53,8 @@ def onnx_networks(bundle: Bundle, precision: Precision, run: RunSettings, store:
 
     Raises:
         MissingDependency: onnxruntime, or a package that builds graphs, is not installed.
-        EngineError: There is no such precision, or a graph cannot be built, stored or loaded.
+        UsageError: There is no such precision.
+        EngineError: A graph cannot be built, stored or loaded.
     """
     runs = {
         part: _runner(part, _session(cached_graph(bundle, part, precision, store), run)) for part in bundle.config.parts
@@ -75,10 +76,11 @@ def cached_graph(bundle: Bundle, part: Part, precision: Precision, store: Store)
 
     Raises:
         MissingDependency: onnxruntime, or a package that builds graphs, is not installed.
-        EngineError: There is no such precision, or the graph cannot be built or stored.
+        UsageError: There is no such precision.
+        EngineError: The graph cannot be built or stored.
     """
     if precision not in PRECISIONS:
-        raise EngineError(f"precision {precision} on ONNX Runtime", f"one of {', '.join(PRECISIONS)}", "choose another")
+        raise UsageError(f"precision {precision} on ONNX Runtime", f"one of {', '.join(PRECISIONS)}", "choose another")
     if part == "fusion":  # small, and its answer is the last
         precision = "fp32"
     maker = {"backend": "onnx", "version": import_onnxruntime().__version__}

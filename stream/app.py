@@ -133,7 +133,12 @@ def run_folder(config: Config) -> Iterator[Path]:
         except OSError as error:
             raise JournalError(f"{folder}: {error}", "a folder that can be written", "check --journal") from error
         with _locked(folder):
-            yield folder
+            try:
+                yield folder
+            finally:
+                # What the processes leave beside the journals.
+                shutil.rmtree(folder / "torchinductor", ignore_errors=True)
+                (folder / "utterances.ipc").unlink(missing_ok=True)
         return
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     base = runtime if runtime and os.access(runtime, os.W_OK) else None

@@ -112,6 +112,7 @@ def live(
         link={"utterances": utterances_address, "events": events_address},
         journal={"folder": journal},
     )
+    _refuse_unread(input_file, no_camera, context)
     session = _session(config, input_file, fast, no_camera)
     set_up_logging(debug)
     raise typer.Exit(run_all(config, session, make_sink(events, sys.stdout), debug))
@@ -141,6 +142,7 @@ def worker(
 
 @app.command()
 def capture(
+    context: typer.Context,
     utterances_address: RemoteOption = None,
     camera: CameraOption = None,
     camera_size: CameraSizeOption = None,
@@ -170,6 +172,7 @@ def capture(
         link={"utterances": utterances_address},
         journal={"folder": journal},
     )
+    _refuse_unread(input_file, no_camera, context)
     session = _session(config, input_file, fast, no_camera)
     set_up_logging(debug)
     raise typer.Exit(run_capture(_remote(config), session, debug))
@@ -215,10 +218,25 @@ def _refuse_options_before(context: typer.Context, command: str) -> None:
     for name in context.params:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
-            option = next(parameter.opts[0] for parameter in context.command.params if parameter.name == name)
+            option = _option(context, name)
             raise UsageError(
                 f"{option} before {command}", "a command's options behind it", f"write telme-stream {command} {option}"
             )
+
+
+def _refuse_unread(file: Path | None, no_camera: bool, context: typer.Context) -> None:
+    """A device's flag beside what makes it unread is a mistake; in file or environment it is not."""
+    devices = ["mic", "mic_channels", "camera", "camera_size", "camera_fps"] if file is not None else []
+    if no_camera:
+        devices += ["camera", "camera_size", "camera_fps", "camera_crop"]
+    for name in devices:
+        if context.params.get(name) is not None:
+            other = "--no-camera" if no_camera and name.startswith("camera") else "--input"
+            raise UsageError(f"{_option(context, name)} beside {other}", "one of them", "leave the other out")
+
+
+def _option(context: typer.Context, name: str) -> str:
+    return next(parameter.opts[0] for parameter in context.command.params if parameter.name == name)
 
 
 def _session(config: Config, file: Path | None, fast: bool, no_camera: bool) -> Session:

@@ -88,7 +88,11 @@ def verify() -> None:
     from engines.store import verify as check
 
     damaged = False
-    for folder in Store(default_root()).folders():
+    store = Store(default_root())
+    folders = list(store.folders())
+    if not folders:
+        typer.echo(f"none in {store.root}")
+    for folder in folders:
         try:
             manifest = check(folder)
         except EngineError as error:

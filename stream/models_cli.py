@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from telme.errors import MissingDependency, UsageError
+from telme.errors import BundleError, MissingDependency, UsageError
 
 if TYPE_CHECKING:
     from telme.shelf import Facts
@@ -78,7 +78,7 @@ def pull(
 
 @app.command("list")
 def list_(
-    folder: Annotated[Path | None, typer.Argument(help="Also the bundles in this folder.")] = None,
+    folder: Annotated[Path | None, typer.Argument(help="Also this bundle, or those in this folder.")] = None,
 ) -> None:
     """List the bundles at hand: data set, mode, parts."""
     need_torch()
@@ -88,7 +88,11 @@ def list_(
     from telme.shelf import bundles_in
 
     for name in list(bundles_in(folder)):
-        config: TelmeConfig = read_config(bundle_path(name))
+        try:
+            config: TelmeConfig = read_config(bundle_path(name))
+        except BundleError as error:
+            typer.echo(f"{name}  cannot be used: {error.seen}")
+            continue
         typer.echo(f"{name}  {config.dataset}  {config.mode}  {'+'.join(config.parts)}")
 
 

@@ -293,7 +293,7 @@ def _check_channels(path: Path, sound: _Reader) -> None:
     channels = codec.layout.nb_channels if isinstance(codec, AudioCodecContext) else 0
     if not 2 <= channels <= _MAX_CHANNELS:
         raise SourceError(
-            f"{path} has {channels} channels",
+            f"{path} with {channels} channel{'s' * (channels != 1)}",
             f"2 to {_MAX_CHANNELS} for --speakers channel",
             "use --speakers cluster to tell voices of one channel apart",
         )

@@ -46,6 +46,13 @@ _REPORTED_F1 = {"meld": "67.37", "iemocap": "70.48"}
 _LABEL = "the authors' archive, or the folder it unpacks to"
 
 
+def _may_be_archive(path: Path) -> bool:
+    try:
+        return tarfile.is_tarfile(path)
+    except (EOFError, OSError, zlib.error):  # one that is damaged, which will be said when it is read
+        return True
+
+
 def import_published(
     source: Path,
     dataset: str,
@@ -73,6 +80,8 @@ def import_published(
     check_target(dataset, out)
     if not source.exists():
         raise BundleError(f"no file or folder {source}", _LABEL, "check the path")
+    if source.is_file() and not _may_be_archive(source):
+        raise BundleError(f"{source} is no archive", _LABEL, "give the authors' archive, or the folder it unpacks to")
     config = published_config(dataset, backbones)
     tokenizer = published_tokenizer(tokenizer_folder, config)
     processors = published_processors(processors_folder, from_hub=tokenizer_folder is None)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from telme.config import FEATURE_DIM
@@ -19,6 +22,7 @@ def pretrained_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises:
         BundleError: It cannot be had.
     """
+    _check_there(name)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
@@ -39,6 +43,7 @@ def pretrained_config(name: str, kinds: tuple[str, ...] = (), **settings: Any) -
     Raises:
         BundleError: It cannot be had, or is of another kind or width.
     """
+    _check_there(name)
     try:
         found = AutoConfig.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
@@ -71,6 +76,16 @@ def pretrained_encoder(name: str, settings: Mapping[str, Any], **options: Any) -
     except (OSError, ValueError, RuntimeError) as error:
         raise _unavailable(name, error) from error
     return encoder
+
+
+def _check_there(name: str) -> None:
+    """One question to the hub or its cache: transformers asks a dozen, each five times, before it gives up."""
+    if Path(name).is_dir():
+        return
+    try:
+        snapshot_download(name, allow_patterns=["config.json"])
+    except (OSError, HFValidationError) as error:
+        raise _unavailable(name, error) from error
 
 
 def _unavailable(name: str, error: Exception) -> BundleError:

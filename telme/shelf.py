@@ -64,7 +64,9 @@ class Finding:
 
 
 def bundles_in(folder: Path | None) -> Iterator[str]:
-    """Names to load by: the packaged bundles that are there, then the bundles that lie in a folder, if one is given.
+    """Names to load by: the packaged bundles that are there, then a folder, if one is given, or the bundles in it.
+
+    What has a bundle's weights is one, even if its configuration cannot be read.
 
     Raises:
         BundleError: There is no such folder.
@@ -74,7 +76,7 @@ def bundles_in(folder: Path | None) -> Iterator[str]:
         return
     if not folder.is_dir():
         raise BundleError(f"no folder {folder}", "a folder of bundles", "check the path")
-    yield from (str(path.parent) for path in sorted(folder.glob(f"*/{CONFIG_FILE}")) if _is_telme(path))
+    yield from (str(path) for path in (folder, *sorted(folder.iterdir())) if _is_telme(path))
 
 
 def facts(name: str) -> Facts:
@@ -114,9 +116,11 @@ def verify(name: str) -> Iterator[Finding]:
         yield _checked("answer", lambda: _check_answer(loaded[0]))
 
 
-def _is_telme(config_file: Path) -> bool:
+def _is_telme(folder: Path) -> bool:
+    if (folder / PART_FILES["text"]).is_file():
+        return True
     try:
-        read_config(config_file.parent)
+        read_config(folder)
     except BundleError:
         return False
     return True

@@ -146,7 +146,7 @@ def test_what_cannot_run_gives_way_only_where_the_program_chooses(
 
 
 def test_precisions_that_a_backend_lacks_are_refused(bundle: Bundle, store: Store) -> None:
-    with pytest.raises(EngineError, match="bf16 on ONNX Runtime"):
+    with pytest.raises(UsageError, match="bf16 on ONNX Runtime"):
         EnginePredictor(bundle, choices("onnx", "bf16"), RUN, store)
     with pytest.raises(UsageError, match="torch in int8"):
         EnginePredictor(bundle, choices("torch", "int8"), RUN, store)

@@ -31,8 +31,10 @@ def test_a_journal_stays_and_serves_one_run_at_a_time(tmp_path: Path) -> None:
         (folder / "events.sqlite").touch()
         with pytest.raises(JournalError, match="another telme-stream"), run_folder(config):
             pass
+        (folder / "torchinductor").mkdir()
+        (folder / "utterances.ipc").touch()
     with run_folder(config) as folder:
-        assert (folder / "events.sqlite").exists()
+        assert sorted(path.name for path in folder.iterdir()) == ["events.sqlite", "lock"]
 
 
 def test_a_journal_that_cannot_be_made(tmp_path: Path) -> None:

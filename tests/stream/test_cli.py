@@ -72,6 +72,9 @@ def taken_port() -> Iterator[int]:
         (["--config", "none.toml"], ["none.toml"]),
         (["--config", "none.toml", "worker"], ["--config before worker", "write telme-stream worker --config"]),
         (["--fast", "models", "list"], ["--fast before models"]),
+        (["--input", __file__, "--mic", "USB"], ["--mic beside --input"]),
+        (["capture", "--input", __file__, "--camera-fps", "30"], ["--camera-fps beside --input"]),
+        (["--camera", "0", "--no-camera"], ["--camera beside --no-camera"]),
     ],
 )
 def test_usage_errors(arguments: list[str], says: list[str]) -> None:

@@ -184,7 +184,7 @@ def test_an_empty_cache_says_what_fills_it(cache: Path, capsys: pytest.CaptureFi
         (("--precision", "fp9"), 2, "backend 'tensorrt' in 'fp9'; expected one of auto"),
         (("--backend", "magic"), 2, "--backend magic; expected tensorrt or onnx"),
         (("--precision", "int8"), 1, "text in int8"),
-        (("--backend", "onnx", "--precision", "bf16"), 1, "precision bf16 on ONNX Runtime; expected one of fp32, int8"),
+        (("--backend", "onnx", "--precision", "bf16"), 2, "precision bf16 on ONNX Runtime; expected one of fp32, int8"),
         (("--bundle", "nowhere"), 1, "no bundle 'nowhere'"),
     ],
 )

@@ -39,12 +39,14 @@ def test_list_names_what_is_at_hand(tmp_path: Path, capsys: pytest.CaptureFixtur
     make_full_bundle(tmp_path / "deaf", ["audio"])
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
+    (make_full_bundle(tmp_path / "worn") / "config.json").write_text("{", encoding="utf-8")
     assert run("list", str(tmp_path)) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if str(tmp_path) in line]
-    assert lines == [
-        f"{tmp_path}/deaf  meld  clean  text+video+fusion",
-        f"{tmp_path}/full  meld  published-meld  text+audio+video+fusion",
-    ]
+    deaf, full, worn = [line for line in capsys.readouterr().out.splitlines() if str(tmp_path) in line]
+    assert deaf == f"{tmp_path}/deaf  meld  clean  text+video+fusion"
+    assert full == f"{tmp_path}/full  meld  published-meld  text+audio+video+fusion"
+    assert worn.startswith(f"{tmp_path}/worn  cannot be used: {tmp_path}/worn/config.json: ")
+    assert run("list", str(tmp_path / "full")) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == full
 
 
 def test_show_describes_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,6 +104,7 @@ def test_verify_finds_a_changed_number(tmp_path: Path, capsys: pytest.CaptureFix
         (["verify", "nothing"], 1, "no bundle 'nothing'"),
         (["list", "nothing"], 1, "no folder nothing"),
         (["import", "nothing", "--dataset", "meld", "--out", "made"], 1, "no file or folder nothing"),
+        (["import", __file__, "--dataset", "meld", "--out", "made"], 1, "test_models_cli.py is no archive"),
         (["import", ".", "--dataset", "emory", "--out", "made"], 2, "dataset 'emory'"),
         (["import", ".", "--dataset", "meld"], 2, "--out"),
         (["import", ".", "--dataset", "meld", "--out", "made", "--tokenizer", "none"], 1, "none without vocab.json"),
