@@ -68,7 +68,7 @@ PITFALLS: dict[str, tuple[str, ...]] = {
         "stream/test_clock.py::test_every_sample_is_timed_within_the_jitter_of_the_stamps",
     ),
     "Ctrl-C hangs and leaves processes": (
-        "test_end_to_end.py::test_ctrl_c_leaves_nothing",
+        "test_end_to_end.py::test_ctrl_c_and_the_terminals_end_leave_nothing",
         "test_end_to_end.py::test_ctrl_c_twice_aborts",
         "stream/test_supervisor.py::test_a_child_that_misses_its_stop_deadline_is_named_and_ended",
     ),
