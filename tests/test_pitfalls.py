@@ -70,7 +70,7 @@ PITFALLS: dict[str, tuple[str, ...]] = {
     "Ctrl-C hangs and leaves processes": (
         "test_end_to_end.py::test_ctrl_c_and_the_terminals_end_leave_nothing",
         "test_end_to_end.py::test_ctrl_c_twice_aborts",
-        "stream/test_supervisor.py::test_a_child_that_misses_its_stop_deadline_is_named_and_ended",
+        "stream/test_supervisor_stop.py::test_a_child_that_misses_its_stop_deadline_is_named_and_ended",
     ),
 }
 
