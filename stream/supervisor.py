@@ -225,15 +225,16 @@ class Supervisor:
             while self._dialogues_told < self._interrupts.dialogues:
                 self._dialogues_told += 1
                 last.tell("dialogue")
-            is_over = not last.alive
+            is_over, has_ended = not last.alive, False
             for child in self.children:
                 if child.alive:
                     continue
                 child.listen()  # after its end, so that its last word is heard
                 if child is last and child.failure is None and child.process and child.process.exitcode == 0:
+                    has_ended = is_over
                     continue
                 self._revive(child)
-            if is_over and not last.alive:
+            if has_ended:
                 return  # and the others live, to say what is left
             self._wait(1.0, self.children)
 

@@ -211,6 +211,25 @@ def test_a_child_that_dies_too_often_ends_the_run(supervisor: Supervisor, monkey
     assert error.value.exit_code == 1
 
 
+def test_one_that_dies_as_soon_as_it_is_there_again_has_not_ended(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "RESTARTS", 2)
+    one = child(children.dying, restarts=True)
+    revive = supervisor._revive
+
+    def and_die(dead: Child) -> None:
+        revive(dead)
+        exit_code(dead)
+
+    monkeypatch.setattr(supervisor, "_revive", and_die)
+    supervisor.start(one)
+    one.tell("go")
+    exit_code(one)
+    with pytest.raises(ProcessError, match="dying died 3 times"):
+        supervisor.watch(one)
+
+
 def test_a_restarted_child_that_is_never_ready_ends_the_run(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
