@@ -2,8 +2,8 @@
 
 Two runs. The first, from all-mpnet-base-v2, makes the teacher; the second, with `--teacher`, a small encoder that is
 taught by the labels and by the teacher's answers (Hinton et al. 2015). Dialogues are packed (`telme.packing`), so that
-an epoch of MELD takes minutes on one core. A moving average of the weights is kept (Polyak and Juditsky 1992); a run
-chooses nothing on dev but the temperature.
+an epoch of MELD takes minutes on one core; with `--whole` they are not, and every token sees all. A moving average of
+the weights is kept (Polyak and Juditsky 1992); a run chooses nothing on dev but the temperature.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -41,18 +40,17 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from telme.bundle import load_bundle, open_bundle, save_bundle
 from telme.checkpoints import begin, mark_complete
 from telme.config import TelmeConfig
-from telme.data import Row, read_split, windows
+from telme.data import Row, read_split
 from telme.datasets import Split
 from telme.dialogue import SPEAKER_TOKENS
 from telme.errors import DataError, TelmeStreamError, UsageError
 from telme.evaluate import Report, score
 from telme.features import FeatureMaker
 from telme.fitting import fit_temperature, one_device
+from telme.lessons import MAX_TURNS, Lessons, answers, collate, read
 from telme.models import TextTeacher, resize_vocabulary
-from telme.packing import Pack, PackedBatch, collate_packs, packs, read_packs
 from telme.processor import knows_bfloat16
 
-MAX_TURNS = 24
 # More than any dialogue of MELD holds: training packs are never cut.
 TRAINING_TOKENS = 512
 WEIGHT_DECAY = 0.01
@@ -69,57 +67,10 @@ LATE_START = 0.3
 SERVED_TOKENS = 96
 # What a teacher says of the training split: logits [rows, C] float32.
 ANSWERS_FILE = "train_logits-{}.safetensors"
-_BATCH_OF_ANSWERS = 8
 # Steps between two additions to the moving average of the weights, and its memory in epochs.
 AVERAGE_EVERY = 4
 AVERAGE_EPOCHS = 0.5
 _SPLITS: tuple[Split, Split] = ("train", "dev")
-
-
-class Lesson(NamedTuple):
-    """A dialogue for training: its packs, the labels [N] of their questions and the teacher's logits [N, C]."""
-
-    packs: list[Pack]
-    labels: Tensor
-    taught: Tensor | None
-
-
-class Dialogues(torch.utils.data.Dataset[Lesson]):
-    """Dialogues of a split, packed.
-
-    Args:
-        rows: As read.
-        maker: Makes the prompts.
-        separator: Id of the token that begins the question.
-        taught: The teacher's logits [rows, C]; with them, some dialogues are entered late, another turn each time.
-    """
-
-    def __init__(self, rows: Sequence[Row], maker: FeatureMaker, separator: int, taught: Tensor | None = None) -> None:
-        numbered = list(enumerate(rows))
-        self._dialogues = [list(group) for _, group in groupby(numbered, key=lambda item: item[1].dialogue)]
-        self._maker = maker
-        self._separator = separator
-        self._taught = taught
-
-    def __len__(self) -> int:
-        return len(self._dialogues)
-
-    @property
-    def lengths(self) -> list[int]:
-        """Words of each dialogue: batches are of like ones, so that little is padded."""
-        return [sum(len(row.turn.text.split()) for _, row in dialogue) for dialogue in self._dialogues]
-
-    def __getitem__(self, index: int) -> Lesson:
-        dialogue = self._dialogues[index]
-        if self._taught is not None and torch.rand(()).item() < LATE_START:
-            dialogue = dialogue[int(torch.randint(len(dialogue), ()).item()) :]
-        numbers, rows = zip(*dialogue, strict=True)
-        prompts = [self._maker.make(window).prompt_ids for window in windows(rows, MAX_TURNS)]
-        return Lesson(
-            packs(prompts, self._separator),
-            torch.tensor([row.label for row in rows]),
-            None if self._taught is None else self._taught[list(numbers)],
-        )
 
 
 class Pupil(nn.Module):
@@ -146,7 +97,7 @@ class Pupil(nn.Module):
 
     def forward(self, batch: dict[str, Tensor], labels: Tensor, taught: Tensor | None) -> dict[str, Tensor]:
         """Cross-entropy, and where a teacher's logits are given the divergence from them."""
-        logits = read_packs(self.teacher, PackedBatch(**batch)).logits.float()
+        logits = read(self.teacher, batch)
         if taught is None:
             return {"loss": functional.cross_entropy(logits, labels, label_smoothing=SMOOTHING)}
         divergence = functional.kl_div(
@@ -192,8 +143,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=[],
         help="bundle to learn from, as the first run made it, or the file with its answers; several times: their mean",
     )
+    parser.add_argument(
+        "--whole", action="store_true", help="prompts one by one, in which every token sees all; four times slower"
+    )
     parser.add_argument("--epochs", type=float, default=6)
-    parser.add_argument("--batch", type=int, default=8, help="dialogues of a step")
+    parser.add_argument("--batch", type=int, default=8, help="dialogues of a step; with --whole prompts")
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--head-lr", type=float, default=5e-4)
     parser.add_argument("--max-tokens", type=int, default=SERVED_TOKENS, help="prompt length when the bundle is used")
@@ -219,9 +173,10 @@ def make(options: argparse.Namespace) -> None:
         raise UsageError(f"no folder {options.init}", "a pretrained encoder and its tokenizer", "check --init")
     teacher, tokenizer, config = _start(options)
     answered = [_taught(folder, rows["train"]) for folder in options.teacher]
-    maker, separator = FeatureMaker(tokenizer, config), tokenizer.sep_token_id
-    dialogues = Dialogues(rows["train"], maker, separator, torch.stack(answered).mean(0) if answered else None)
-    teacher = _trained(teacher, dialogues, config, tokenizer.pad_token_id, options)
+    taught = torch.stack(answered).mean(0) if answered else None
+    late = LATE_START if answered or options.whole else 0.0
+    lessons = Lessons(rows["train"], FeatureMaker(tokenizer, config), not options.whole, taught, late)
+    teacher = _trained(teacher, lessons, tokenizer, config, options)
     with torch.no_grad():
         teacher.classifier.bias.sub_(_prior(rows["train"], teacher.classifier.out_features))
     config.max_prompt_tokens = options.max_tokens
@@ -234,20 +189,24 @@ def make(options: argparse.Namespace) -> None:
 
 
 def _trained(
-    teacher: TextTeacher, dialogues: Dialogues, config: TelmeConfig, pad_id: int, options: argparse.Namespace
+    teacher: TextTeacher,
+    lessons: Lessons,
+    tokenizer: PreTrainedTokenizerBase,
+    config: TelmeConfig,
+    options: argparse.Namespace,
 ) -> TextTeacher:
     """Train it; returns the moving average, on the CPU."""
-    steps = math.ceil(len(dialogues) / options.batch)
+    steps = math.ceil(len(lessons) / options.batch)
     pupil = Pupil(teacher, max(0.0, 1 - AVERAGE_EVERY / (AVERAGE_EPOCHS * steps)))
-    speakers = (config.turn_starts or [])[:-1]
+    speakers = [tokenizer.get_vocab()[token] for token in SPEAKER_TOKENS]
     optimizer = torch.optim.AdamW(_parameter_groups(teacher, speakers, options), fused=True)
     planned = math.ceil(options.epochs * steps)
     schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(WARMUP * planned), planned)  # type: ignore[no-untyped-call]
     trainer = _Coach(
         model=pupil,
         args=_arguments(options),
-        data_collator=lambda lessons: _collate(lessons, config, pad_id),
-        train_dataset=dialogues,
+        data_collator=lambda some: collate(some, tokenizer, config),
+        train_dataset=lessons,
         optimizers=(optimizer, schedule),
         callbacks=[_Average()],
     )
@@ -269,11 +228,12 @@ def _start(options: argparse.Namespace) -> tuple[TextTeacher, PreTrainedTokenize
     backbone = AutoConfig.from_pretrained(options.init, local_files_only=True)
     # A dropped attention weight costs a random number for each pair of tokens: half of the time of a step.
     backbone.attention_probs_dropout_prob = 0.0
+    starts = [*map(tokenizer.get_vocab().__getitem__, SPEAKER_TOKENS), tokenizer.sep_token_id]
     config = TelmeConfig(
         text_config={**backbone.to_diff_dict(), "model_type": backbone.model_type},
-        max_prompt_tokens=TRAINING_TOKENS,
+        max_prompt_tokens=options.max_tokens if options.whole else TRAINING_TOKENS,
         max_turns=MAX_TURNS,
-        turn_starts=[*map(tokenizer.get_vocab().__getitem__, SPEAKER_TOKENS), tokenizer.sep_token_id],
+        turn_starts=None if options.whole else starts,
     )
     teacher = TextTeacher(config)
     teacher.text_model = AutoModel.from_pretrained(
@@ -294,7 +254,8 @@ def _taught(teacher: Path, rows: Sequence[Row]) -> Tensor:
     path = teacher if teacher.suffix == ".safetensors" else teacher.parent / _answers_name(teacher, rows)
     if not path.is_file():
         bundle = load_bundle(str(teacher))
-        bundle.config.max_prompt_tokens = TRAINING_TOKENS
+        if bundle.config.turn_starts is not None:
+            bundle.config.max_prompt_tokens = TRAINING_TOKENS
         taken_off = _prior(rows, bundle.model.text.classifier.out_features)
         logits = answers(bundle.model.text, rows, bundle.tokenizer, bundle.config) + taken_off
         save_file({"logits": logits}, path)
@@ -314,35 +275,6 @@ def _answers_name(teacher: Path, rows: Sequence[Row]) -> str:
     """
     key = hashlib.sha256(f"{open_bundle(str(teacher)).weights} {list(rows)}".encode())
     return ANSWERS_FILE.format(key.hexdigest()[:12])
-
-
-def answers(
-    teacher: TextTeacher, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, config: TelmeConfig
-) -> Tensor:
-    """Logits of all rows [rows, C], in their order."""
-    lessons = list(_lessons(Dialogues(rows, FeatureMaker(tokenizer, config), tokenizer.sep_token_id)))
-    made = []
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=knows_bfloat16()):
-        for start in range(0, len(lessons), _BATCH_OF_ANSWERS):
-            batch = _collate(lessons[start : start + _BATCH_OF_ANSWERS], config, tokenizer.pad_token_id)["batch"]
-            made.append(read_packs(teacher, PackedBatch(**batch)).logits.float())
-    return torch.cat(made)
-
-
-def _lessons(dialogues: Dialogues) -> Iterator[Lesson]:
-    return (dialogues[index] for index in range(len(dialogues)))
-
-
-def _collate(lessons: Sequence[Lesson], config: TelmeConfig, pad_id: int) -> dict[str, Any]:
-    assert config.turn_starts is not None
-    taught = [lesson.taught for lesson in lessons if lesson.taught is not None]
-    return {
-        "batch": collate_packs(
-            [pack for lesson in lessons for pack in lesson.packs], config.turn_starts, pad_id
-        )._asdict(),
-        "labels": torch.cat([lesson.labels for lesson in lessons]),
-        "taught": torch.cat(taught) if taught else None,
-    }
 
 
 def _parameter_groups(
@@ -398,12 +330,12 @@ def _prior(rows: Sequence[Row], classes: int) -> Tensor:
 def model_card(report: Report, options: argparse.Namespace) -> str:
     """The bundle's README: data, licences, figures, limits."""
     per_class = ", ".join(f"{name} {value:.1f}" for name, value in report.per_class.items())
-    teachers = "".join(f" --teacher {teacher.name}" for teacher in options.teacher)
+    teachers = "".join(f" --teacher {teacher.name}" for teacher in options.teacher) + " --whole" * options.whole
+    sight = "Every token sees the whole prompt" if options.whole else "A turn sees itself and the turns before it"
     return f"""# A TelME text teacher
 
 The text teacher of TelME (Yun et al., NAACL 2024, arXiv 2401.12987) on a small encoder, trained by the telme-stream
-authors. It reads the words of a dialogue; it has no audio and no video student. A turn sees itself and the turns before
-it.
+authors. It reads the words of a dialogue; it has no audio and no video student. {sight}.
 
 - Trained with `python -m telme.compact --init {options.init.name}{teachers} --epochs {options.epochs:g}
   --batch {options.batch} --lr {options.lr:g} --head-lr {options.head_lr:g} --seed {options.seed}`.

@@ -68,6 +68,27 @@ def test_a_pupil_learns_from_a_teacher(folder: Path, capsys: pytest.CaptureFixtu
     assert scored["n"] == 24
 
 
+def test_prompts_one_by_one_teach_and_are_taught(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of whole prompts a token sees all, and the figure is that of the bundle in use."""
+    teacher = run(folder, "teacher", capsys, "--whole", "--epochs", "40", "--batch", "16")
+    assert teacher["weighted_f1"] > 90
+    bundle = folder / "teacher" / "bundle"
+    assert load_bundle(str(bundle)).config.turn_starts is None
+    assert "Every token sees the whole prompt." in (bundle / CARD_FILE).read_text(encoding="utf-8")
+    dev = str(folder / "data" / "dev_meld_emo.csv")
+    assert meld_f1(["--csv", dev, "--bundle", str(bundle), "--text", "gold", "--json"]) == 0
+    scored = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert scored["weighted_f1"] == pytest.approx(teacher["weighted_f1"], abs=2)  # bfloat16 against float32
+    labels = folder / "data" / "train_meld_emo.csv"
+    labels.write_text(labels.read_text(encoding="utf-8").replace("surprise", "joy"), encoding="utf-8")
+    # Its answers teach packed dialogues as well: they are one a row.
+    for name, more in (
+        ("whole", ["--whole", "--epochs", "40", "--batch", "16"]),
+        ("packed", ["--epochs", "30", "--batch", "4"]),
+    ):
+        assert run(folder, name, capsys, *more, "--teacher", str(bundle))["weighted_f1"] > 90
+
+
 @pytest.mark.parametrize(("capability", "precision"), [("AVX512", "bf16"), ("AVX2", "no")])
 def test_it_trains_in_float32_where_bfloat16_has_no_kernels(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, capability: str, precision: str
