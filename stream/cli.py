@@ -268,6 +268,8 @@ def main(arguments: list[str] | None = None) -> None:
         drop_output()
         code = INTERRUPTED
     except OSError as error:
+        if error.filename is not None:  # of a file, which nobody foresaw: what is written has none
+            raise
         drop_output()
         code = _complain(str(OutputError(f"standard output: {error}", "room for it", "see where it goes")), 1, given)
     sys.exit(code or 0)

@@ -145,9 +145,12 @@ def one_device() -> None:
 
 
 def _steps_done(folder: Path) -> int:
-    """What metrics.json covers, a trial's few steps perhaps; 0 where there is none yet."""
+    """What metrics.json covers, a trial's few steps perhaps; 0 where there is none yet, or one that does not say it.
+
+    Then a run that has come to its end is gone on with from its last checkpoint, for no step.
+    """
     path = folder / METRICS_FILE
-    return int(json.loads(path.read_text(encoding="utf-8"))["steps"]) if path.is_file() else 0
+    return int(json.loads(path.read_text(encoding="utf-8")).get("steps", 0)) if path.is_file() else 0
 
 
 def _steps_an_epoch(task: Task, recipe: StageRecipe) -> int:

@@ -179,6 +179,15 @@ def test_output_that_takes_nothing_is_one_line(arguments: list[str], to: str, sa
     assert done.stderr.count("\n") == 1, done.stderr
 
 
+def test_an_error_of_a_file_is_not_told_as_one_of_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable() -> None:
+        raise PermissionError(13, "Permission denied", "/somewhere")
+
+    monkeypatch.setattr(stream.cli, "devices_report", unreadable)
+    with pytest.raises(PermissionError, match="/somewhere"):
+        stream.cli.main(["devices"])
+
+
 def test_version_and_help() -> None:
     assert run("--version", "watch").stdout.startswith("telme-stream 0.")
     assert run("--version").stdout.startswith("telme-stream 0.")

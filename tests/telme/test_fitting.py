@@ -148,6 +148,15 @@ def test_a_trial_is_gone_on_with_to_the_end(tmp_path: Path) -> None:
     assert again == whole
 
 
+def test_a_run_that_ended_before_it_said_its_steps_stays_as_it_is(tmp_path: Path) -> None:
+    whole = fit(task(), tmp_path, SMALL, Run(), MELD)
+    metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    older = {name: value for name, value in metrics.items() if name != "steps"}
+    (tmp_path / "metrics.json").write_text(json.dumps(older), encoding="utf-8")
+    assert fit(task(), tmp_path, SMALL, Run(resume=True), MELD) == whole
+    assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["steps"] == metrics["steps"]
+
+
 def test_answers_that_are_no_numbers_end_the_run(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"answers on dev that are no numbers.* a lower --lr"):
         fit(task(scale=float("inf")), tmp_path, SMALL, Run(), MELD)
