@@ -78,7 +78,7 @@ def run_all(config: Config, session: Session, sink: Sink, debug: bool) -> int:
                 supervisor.stop()
             if sinking.failure is not None:
                 raise sinking.failure
-            return INTERRUPTED if supervisor.interrupted else 0
+            return _exit_code(supervisor)
 
 
 def run_worker(config: Config, debug: bool) -> int:
@@ -116,7 +116,12 @@ def _run_alone(child: Child) -> int:
             supervisor.watch(child)
         finally:
             supervisor.stop()
-        return INTERRUPTED if supervisor.interrupted else 0
+        return _exit_code(supervisor)
+
+
+def _exit_code(supervisor: Supervisor) -> int:
+    """Of a run that nothing ended but a signal or its own end."""
+    return supervisor.exit_code or (INTERRUPTED if supervisor.interrupted else 0)
 
 
 @contextmanager

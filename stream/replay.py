@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain, pairwise
 from pathlib import Path
 from threading import Event
 from types import TracebackType
@@ -36,7 +37,9 @@ _NS_PER_S = 1_000_000_000
 _BLOCK_SAMPLES = 480  # 30 ms
 _PTS_SLACK_SAMPLES = 640  # 40 ms: containers round time stamps, some to whole milliseconds
 _MAX_CHANNELS = 9  # TelME knows nine speakers
-_MAX_GAP_SAMPLES = 60 * SAMPLE_RATE_HZ  # a larger jump is a broken time stamp, not lost sound
+# A larger jump of the time stamps is lost sound only when the next frame follows it; one by itself is a broken stamp.
+_SURE_GAP_SAMPLES = 60 * SAMPLE_RATE_HZ
+_MAX_GAP_SAMPLES = 3600 * SAMPLE_RATE_HZ  # a larger jump is another time line, as of joined recordings
 
 
 class FileReplay:
@@ -196,12 +199,13 @@ class _Sound:
         self._pending_length = 0
         self._first_sample = 0  # of what is pending
         self._expected = Fraction(0)  # where the next frame should start, in samples at 16 kHz
+        self._told = False  # that a time stamp is not believed
 
     def blocks(self, reader: _Reader) -> Iterator[tuple[int, Pcm]]:
-        for frame in reader.frames():
-            if not isinstance(frame, AudioFrame):
-                continue
-            gap = self._gap(frame)
+        sounds = (frame for frame in reader.frames() if isinstance(frame, AudioFrame))
+        for frame, following in pairwise(chain(sounds, (None,))):
+            assert frame is not None
+            gap = self._gap(frame, following)
             form = (frame.sample_rate, frame.layout.name, frame.format.name)
             if gap or form != self._format:
                 self._flush_resampler()
@@ -217,19 +221,32 @@ class _Sound:
         self._flush_resampler()
         yield from self._cut(everything=True)
 
-    def _gap(self, frame: AudioFrame) -> bool:
+    def _gap(self, frame: AudioFrame, following: AudioFrame | None) -> bool:
         """Whether sound is missing before this frame; then `_expected` is moved behind the gap."""
-        if frame.pts is None or frame.time_base is None:
+        position = self._position(frame)
+        if position is None or (missing := position - self._expected) <= _PTS_SLACK_SAMPLES:
             return False
+        missing_ms = missing * 1000 // SAMPLE_RATE_HZ
+        if missing >= _SURE_GAP_SAMPLES:
+            next_position = None if following is None else self._position(following)
+            end = position + Fraction(frame.samples * SAMPLE_RATE_HZ, frame.sample_rate)
+            if next_position is None or abs(next_position - end) > _PTS_SLACK_SAMPLES or missing > _MAX_GAP_SAMPLES:
+                if not self._told:
+                    _LOG.warning("a time stamp of the sound leaps by %d ms and is not believed", missing_ms)
+                self._told = True
+                return False
+        _LOG.warning("%d ms of sound are missing in the file", missing_ms)
+        self._expected = position
+        return True
+
+    def _position(self, frame: AudioFrame) -> Fraction | None:
+        """Samples at 16 kHz from the first frame's time stamp to this one's, where it has one."""
+        if frame.pts is None or frame.time_base is None:
+            return None
         at = frame.pts * frame.time_base
         if self.origin is None:
             self.origin = at
-        position = (at - self.origin) * SAMPLE_RATE_HZ
-        if not _PTS_SLACK_SAMPLES < position - self._expected < _MAX_GAP_SAMPLES:
-            return False
-        _LOG.warning("%d ms of sound are missing in the file", (position - self._expected) * 1000 // SAMPLE_RATE_HZ)
-        self._expected = position
-        return True
+        return (at - self.origin) * SAMPLE_RATE_HZ
 
     def _flush_resampler(self) -> None:
         if self._resampler is not None:

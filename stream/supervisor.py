@@ -181,10 +181,14 @@ class Supervisor:
 
     Args:
         interrupts: Where signals are counted.
+
+    Attributes:
+        exit_code: Of the first failure while stopping, which was logged; 0 for none.
     """
 
     def __init__(self, interrupts: Interrupts) -> None:
         self._interrupts = interrupts
+        self.exit_code = 0
         self._patience = 1  # so many signals end a wait
         self.children: list[Child] = []
         self._dialogues_told = 0
@@ -253,26 +257,36 @@ class Supervisor:
         if child.ready is None and child.failure is None:
             child.kill()  # it is still loading, hears nothing, and has nothing to finish
             return
+        was_alive = child.alive
         child.tell("stop")
         deadline_s = time.monotonic() + child.stop_deadline_s
-        while child.alive and self._interrupts.count < 2 and time.monotonic() < deadline_s:
-            self._wait(0.2, [child])
-            self._keep_alive_before(child)
-        if child.alive and self._interrupts.count < 2:
-            _log.error("%s missed its stop deadline of %.0f s and is killed", child.name, child.stop_deadline_s)
+        try:
+            while child.alive and self._interrupts.count < 2 and time.monotonic() < deadline_s:
+                self._wait(0.2, [child])
+                self._keep_alive_before(child)
+            if was_alive and self._interrupts.count < 2:
+                self._check_end(child)
+        except ProcessError as error:
             child.kill()
-        child.listen()
+            # Nobody is left to be told otherwise.
+            _log.error("%s; what %s still had is lost", error, child.name)
+            self.exit_code = self.exit_code or error.exit_code
 
     def _keep_alive_before(self, child: Child) -> None:
-        """What a child that drains waits for is started again; where that fails, it waits for nothing."""
-        try:
-            for other in self.children[: self.children.index(child)]:
-                if not other.alive and child.alive:
-                    other.listen()
-                    self._revive(other)
-        except ProcessError as error:
-            _log.error("%s; what %s still had is lost", error, child.name)
-            child.kill()
+        """What a child that drains waits for is started again."""
+        for other in self.children[: self.children.index(child)]:
+            if not other.alive and child.alive:
+                other.listen()
+                self._revive(other)
+
+    def _check_end(self, child: Child) -> None:
+        """Raise where it is still alive or has failed."""
+        if child.alive:
+            seen = f"{child.name} missed its stop deadline of {child.stop_deadline_s:.0f} s and is killed"
+            raise ProcessError(seen, "an end in time", "run again with --debug")
+        child.listen()
+        if child.failure is not None or (child.process is not None and child.process.exitcode):
+            raise _failed(child)
 
     def _revive(self, child: Child) -> None:
         if child.failure is not None or not child.restarts:

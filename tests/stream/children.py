@@ -62,6 +62,15 @@ def failing(line: Connection) -> None:
     sys.exit(1)
 
 
+def failing_at_stop(line: Connection) -> None:
+    """Says why it ends, once told to stop."""
+    control = Control(line)
+    control.ready({})
+    control.wait_stop()
+    control.failed(FAILURE)
+    sys.exit(1)
+
+
 def failing_at_start(line: Connection) -> None:
     """Says why it ends, before it is ready."""
     Control(line).failed(FAILURE)

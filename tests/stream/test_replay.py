@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import telme.features
+from stream import replay as replay_module
 from stream.clock import samples_to_ns
 from stream.frames import FrameRing
 from stream.items import SAMPLE_RATE_HZ, AudioBlock, Missing, Pcm, VideoFrame
@@ -302,6 +303,38 @@ def test_sound_missing_in_the_file_is_skipped_in_the_numbering(tmp_path: Path) -
     assert ends[-1] == pytest.approx(1500 * 16, abs=32)
     heard = next(block for block in blocks if np.abs(block.pcm).max() > 4_000)
     assert heard.captured_ns - blocks[0].captured_ns == pytest.approx(TONE_AT_MS * MS, abs=31 * MS)
+
+
+@pytest.mark.parametrize(
+    ("starts_ms", "end_ms", "said"),
+    [
+        ([0, 100, 150_000, 150_100], 150_200, "149800 ms of sound are missing in the file"),
+        ([0, 100, 150_000, 300, 400], 500, "leaps by 149800 ms and is not believed"),
+        ([0, 100, 90_000_000, 90_000_100], 400, "leaps by 89999800 ms and is not believed"),
+        ([0, 100, 150_000], 300, "leaps by 149800 ms and is not believed"),
+    ],
+    ids=["a long hole", "a broken stamp", "another time line", "nothing follows"],
+)
+def test_a_leap_of_time_stamps_is_a_hole_where_the_sound_goes_on_behind_it(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    starts_ms: list[int],
+    end_ms: int,
+    said: str,
+) -> None:
+    """Stamps as a demuxer gives them: no muxer writes one that lies before the last."""
+    frames = []
+    for start_ms in starts_ms:
+        frame = av.AudioFrame.from_ndarray(np.full((1, 1600), 1000, np.int16), "s16", "mono")
+        frame.sample_rate, frame.time_base, frame.pts = SAMPLE_RATE_HZ, Fraction(1, 1000), start_ms
+        frames.append(frame)
+    monkeypatch.setattr(replay_module._Reader, "frames", lambda _: iter(frames))
+    _, blocks = replay(make(tmp_path / "a.wav", ("pcm_s16le", SAMPLE_RATE_HZ)))
+    assert blocks[-1].first_sample + len(blocks[-1].pcm) == end_ms * 16
+    assert sum(len(block.pcm) for block in blocks) == len(starts_ms) * 1600
+    (message,) = caplog.messages
+    assert message.endswith(said)
 
 
 def test_damage_is_counted_and_said_and_the_rest_is_replayed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

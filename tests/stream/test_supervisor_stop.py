@@ -30,6 +30,30 @@ def test_a_child_that_misses_its_stop_deadline_is_named_and_ended(
     supervisor.stop()
     assert exit_code(one) == -signal.SIGKILL
     assert "deaf missed its stop deadline of 0 s and is killed" in caplog.text
+    assert supervisor.exit_code == 1
+
+
+def test_a_failure_while_stopping_is_said_and_decides_the_exit_code(
+    supervisor: Supervisor, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = child(children.obedient), child(children.failing_at_stop)
+    supervisor.start(first)
+    supervisor.start(second)
+    supervisor.stop()
+    assert "no microphone; expected one; plug one in; what failing_at_stop still had is lost" in caplog.text
+    assert (supervisor.exit_code, exit_code(first)) == (2, 0)
+
+
+def test_a_child_that_is_killed_while_it_stops_is_named(
+    supervisor: Supervisor, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = child(children.deaf, stop_deadline_s=1000)
+    supervisor.start(one)
+    thread = when(lambda: one.ready == {"state": "heard"}, lambda: os.kill(pid_of(one), signal.SIGKILL))
+    supervisor.stop()
+    thread.join()
+    assert "deaf died with signal SIGKILL" in caplog.text
+    assert supervisor.exit_code == 1
 
 
 def test_children_stop_in_reverse_order(supervisor: Supervisor) -> None:
@@ -95,7 +119,7 @@ def test_a_second_signal_kills_what_is_still_stopping(supervisor: Supervisor, ca
         supervisor.stop()
     thread.join()
     assert (exit_code(one), exit_code(other)) == (-signal.SIGKILL, -signal.SIGKILL)
-    assert caplog.text == ""
+    assert (caplog.text, supervisor.exit_code) == ("", 0)
 
 
 # ----------------------------------------------------------------------------------------------- signals
