@@ -15,6 +15,8 @@ from threading import Event
 from types import TracebackType
 from typing import Protocol, Self
 
+from msgspec import structs
+
 from stream.clock import samples_to_ns
 from stream.config import MicConfig
 from stream.items import AudioBlock, Change, Pcm, Stalled
@@ -104,7 +106,8 @@ class Microphone:
         except TelmeStreamError:
             self._close()
             raise
-        self._opened, self.name = opened, opened.name
+        self._opened = opened
+        self._name(opened)
         _LOG.info("microphone %r at %d Hz", opened.name, opened.rate_hz)
         # Session time begins now, not with the first sound: a sound server may take a second to give any.
         self._next_sample, self._next_ns = 0, time.monotonic_ns()
@@ -180,13 +183,22 @@ class Microphone:
         """The first sound of an opening: number it by the clock, from where the sound before it ended."""
         if self._is_lost:
             self._is_lost, self._failures = False, 0
-            self.name = opened.name
+            self._name(opened)
             self.reopens += 1
             _LOG.warning("microphone %r is back at %d Hz", self.name, opened.rate_hz)
             self._on_change("found")
         self._is_copy = None
         first_sample = self._next_sample + max(0, piece.captured_ns - self._next_ns) // samples_to_ns(1)
         return SampleLine(opened.rate_hz, opened.channels, first_sample, splits=self._config.channels > 1)
+
+    def _name(self, opened: Opened) -> None:
+        self.name = opened.name
+        wanted = self._config.device
+        if opened.stands_in:
+            _LOG.warning("microphone %r is not there; the default one, %r, is heard in its place", wanted, opened.name)
+        elif isinstance(wanted, int) or (wanted is not None and wanted.isdecimal()):
+            # An index counts the devices that are there now: when one goes, it may mean another one.
+            self._config = structs.replace(self._config, device=opened.name)
 
     def _lose(self, error: TelmeStreamError) -> None:
         self._failures += 1

@@ -157,11 +157,19 @@ class LatencyMeter:
 
 
 class Opened(Struct, frozen=True, tag="opened"):
-    """The microphone is open: its name, and what its pieces hold."""
+    """The microphone is open.
+
+    Attributes:
+        name: Its own.
+        rate_hz: Of its pieces.
+        channels: Of its pieces.
+        stands_in: It is the default one, opened in the place of the one that was asked for.
+    """
 
     name: str
     rate_hz: int
     channels: int
+    stands_in: bool = False
 
 
 class Piece(Struct, frozen=True, tag="piece"):
@@ -198,11 +206,11 @@ class PortAudioRecording:
         self._latency = LatencyMeter()
         self._frames_seen = 0
         self._glitch = False
-        self._info = _choose(list_microphones(self._portaudio), config)
+        self._info, stands_in = _choose(list_microphones(self._portaudio), config)
         self._channels = config.channels
         self._rate_hz = SAMPLE_RATE_HZ
         self._stream, channels = self._open()
-        self._opened: Opened | None = Opened(self._info.name, self._rate_hz, channels)
+        self._opened: Opened | None = Opened(self._info.name, self._rate_hz, channels, stands_in)
 
     def get(self, timeout_s: float) -> Opened | Piece | None:
         """What came next; None when nothing came in so many seconds.
@@ -283,13 +291,14 @@ class PortAudioRecording:
             return  # what comes no more will be noticed
 
 
-def _choose(microphones: Sequence[MicrophoneInfo], config: MicConfig) -> MicrophoneInfo:
+def _choose(microphones: Sequence[MicrophoneInfo], config: MicConfig) -> tuple[MicrophoneInfo, bool]:
+    """The device to open, and whether it stands in for the one that is asked for."""
     try:
-        return choose_microphone(microphones, config.device)
+        return choose_microphone(microphones, config.device), False
     except SourceError:
         if config.device is None or not config.fallback:
             raise
-    return choose_microphone(microphones, None)
+    return choose_microphone(microphones, None), True
 
 
 def _formats(info: MicrophoneInfo, channels: int) -> list[tuple[int, int]]:

@@ -106,6 +106,39 @@ def test_blocks_carry_the_samples_with_numbers_and_times() -> None:
     assert (heard.mic.name, heard.mic.overflows) == ("USB mic", 0)
 
 
+@pytest.mark.parametrize(("asked", "again"), [(1, "USB mic"), ("1", "USB mic"), ("USB", "USB"), (None, None)])
+def test_a_lost_microphone_is_opened_again_by_name_as_its_index_may_mean_another_one(
+    asked: str | int | None, again: str | int | None
+) -> None:
+    wanted: list[str | int | None] = []
+    openings = Openings([[OPENED, piece(0)], [OPENED, piece(0)]])
+
+    def open_recording(config: MicConfig) -> Recording:
+        wanted.append(config.device)
+        return openings(config)
+
+    with Microphone(MicConfig(device=asked), open_recording=open_recording, patience=QUICK) as mic:
+        for item in mic.blocks():
+            if isinstance(item, AudioBlock) and len(wanted) == 2:
+                mic.stop()
+    assert wanted == [asked, again]
+
+
+def test_the_default_one_that_stands_in_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    wanted: list[str | int | None] = []
+
+    def open_recording(config: MicConfig) -> Recording:
+        wanted.append(config.device)
+        return FakeRecording(iter([Opened("built-in", 16_000, 1, stands_in=True)]))
+
+    with Microphone(MicConfig(device=3, fallback=True), open_recording=open_recording, patience=QUICK) as mic:
+        for _ in in mic.blocks():
+            if len(wanted) == 2:
+                mic.stop()
+    assert wanted == [3, 3]
+    assert "microphone 3 is not there; the default one, 'built-in', is heard in its place" in caplog.text
+
+
 def test_numbers_count_from_the_opening_by_the_clock() -> None:
     before_ns = time.monotonic_ns()
     (block,) = hear([OPENED, piece(0)]).blocks

@@ -239,7 +239,7 @@ def test_a_stream_that_ends_by_itself_is_an_error() -> None:
 
 def test_the_default_device_stands_in_for_one_that_is_away_where_that_is_wanted() -> None:
     assert PortAudioRecording(MicConfig(device="headset", fallback=True), portaudio()).get(0) == Opened(
-        "built-in", 16_000, 1
+        "built-in", 16_000, 1, stands_in=True
     )
     assert PortAudioRecording(MicConfig(device="USB", fallback=True), portaudio()).get(0) == Opened(
         "USB mic", 16_000, 1
