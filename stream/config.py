@@ -33,8 +33,8 @@ class MicConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """The microphone.
 
     `device`: name, part of a name or index; None is the default one. `fallback`: take the default one when that one is
-    away, until it is lost in its turn. `channels`: how many of its inputs are heard apart; 1 is one of them, or the mean
-    of all it has.
+    away, until it is lost in its turn. `channels`: how many of its inputs are heard apart; 1 is one of them, or the
+    mean of all it has.
     """
 
     device: str | int | None = None

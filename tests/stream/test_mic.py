@@ -132,7 +132,7 @@ def test_the_default_one_that_stands_in_is_said(caplog: pytest.LogCaptureFixture
         return FakeRecording(iter([Opened("built-in", 16_000, 1, stands_in=True)]))
 
     with Microphone(MicConfig(device=3, fallback=True), open_recording=open_recording, patience=QUICK) as mic:
-        for _ in in mic.blocks():
+        for _ in mic.blocks():
             if len(wanted) == 2:
                 mic.stop()
     assert wanted == [3, 3]
