@@ -134,7 +134,7 @@ def run_folder(config: Config) -> Iterator[Path]:
     if config.journal.folder is not None:
         folder = Path(config.journal.folder).expanduser()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # one that is there keeps its mode
         except OSError as error:
             raise JournalError(f"{folder}: {error}", "a folder that can be written", "check --journal") from error
         with _locked(folder):

@@ -1,14 +1,14 @@
 """What must survive the death of a process, in SQLite.
 
-Outbox (capture): utterances the worker has not answered. EventStore (worker): every event but the heartbeat.
-Each object belongs to the thread that made it.
+Outbox (capture): utterances the worker has not answered, with their sound and pictures. EventStore (worker): every
+event but heartbeats and interim guesses. Each object belongs to the thread that made it.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,18 +20,21 @@ from telme.errors import JournalError
 
 
 class _Store:
-    """A SQLite file with one schema; errors are mapped at this border."""
+    """A SQLite file with one schema, for its owner's eyes; errors are mapped at this border."""
 
     _SCHEMA: str
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        with suppress(OSError):  # which SQLite meets again
+            path.touch(mode=0o600)  # before SQLite, whose files beside it, -wal and -shm, take its mode
         with self._mapped():
             self._database = sqlite3.connect(path, isolation_level=None)
             try:
                 # WAL with NORMAL survives the death of the process at any instant.
                 self._database.execute("PRAGMA journal_mode=WAL")
                 self._database.execute("PRAGMA synchronous=NORMAL")
+                self._database.execute("PRAGMA secure_delete=ON")  # what is deleted is overwritten
                 # In KiB. By default 2 MB, which fill within an hour of speech as the file grows.
                 self._database.execute("PRAGMA cache_size=-256")
                 self._database.executescript(self._SCHEMA)
@@ -82,8 +85,10 @@ class Outbox(_Store):
         self._rows("INSERT OR REPLACE INTO outbox (session, seq, frames) VALUES (?, ?, ?)", (session, seq, packed))
 
     def answered(self, session: str, seq: int) -> None:
-        """Forget an utterance."""
+        """Forget an utterance. Once nothing waits, no file has anything of it, whatever becomes of the process."""
         self._rows("DELETE FROM outbox WHERE session = ? AND seq = ?", (session, seq))
+        if not self.pending():
+            self._rows("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def pending(self) -> int:
         """How many wait for their answer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,14 @@ def test_a_journal_stays_and_serves_one_run_at_a_time(tmp_path: Path) -> None:
         (folder / "utterances.ipc").touch()
     with run_folder(config) as folder:
         assert sorted(path.name for path in folder.iterdir()) == ["events.sqlite", "lock"]
+
+
+def test_a_new_journal_is_for_its_owner_alone_and_one_that_is_there_keeps_its_mode(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there").chmod(0o750)
+    for name, mode in (("new", 0o700), ("there", 0o750)):
+        with run_folder(Config(journal=JournalConfig(folder=str(tmp_path / name)))) as folder:
+            assert stat.S_IMODE(folder.stat().st_mode) == mode
 
 
 def test_a_journal_that_cannot_be_made(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -180,6 +182,67 @@ def test_a_writer_killed_at_any_instant_loses_nothing_and_leaves_no_half(tmp_pat
         assert len(events) // 2 <= len(kept) <= len(events) // 2 + 1
         assert all(utterance.frames == [b"x" * 50_000] for utterance in kept)
         store.add("s", "fault", json_of("after"))
+
+
+# ---------------------------------------------------------------------------------------------------- privacy
+
+# Utterances of several sizes wait together and alone; a line on standard output says so, and one that all are answered.
+_SPEAKER = """
+import sys
+from pathlib import Path
+from stream.journal import Outbox
+
+with Outbox(Path(sys.argv[1]) / "outbox") as outbox:
+    outbox.put("s", 0, [b"header", b"what was said" * 100_000])
+    for number in (1, 2, 3):
+        outbox.put("s", number, [b"header", b"what was said" * 40])
+    print(len(outbox.after(0, 10)), "wait", flush=True)
+    sys.stdin.readline()
+    for number in (2, 0, 3, 1):
+        outbox.answered("s", number)
+    outbox.put("s", 4, [b"header", b"what was said" * 10_000])
+    outbox.answered("s", 4)
+    print(outbox.pending(), "wait", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_no_file_has_anything_of_what_is_answered_even_after_a_kill(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _SPEAKER, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as speaker:
+        assert speaker.stdin is not None
+        assert speaker.stdout is not None
+        assert speaker.stdout.readline() == b"4 wait\n"
+        assert _files_with(b"what was said", tmp_path)
+        speaker.stdin.write(b"\n")
+        speaker.stdin.flush()
+        assert speaker.stdout.readline() == b"0 wait\n"
+        speaker.kill()
+    assert "outbox-wal" in [path.name for path in tmp_path.iterdir()]  # nobody closed it
+    assert _files_with(b"what was said", tmp_path) == []
+
+
+def _files_with(said: bytes, folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if said in path.read_bytes()]
+
+
+@pytest.mark.parametrize("store", [Outbox, EventStore])
+def test_a_journal_is_for_its_owner_alone(tmp_path: Path, store: type[Outbox | EventStore]) -> None:
+    before = os.umask(0)
+    try:
+        with store(tmp_path / "journal"):
+            modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    finally:
+        os.umask(before)
+    assert modes == dict.fromkeys(("journal", "journal-wal", "journal-shm"), 0o600)
+
+
+def test_the_mode_of_a_journal_that_is_there_stays(tmp_path: Path) -> None:
+    (tmp_path / "outbox").touch()
+    (tmp_path / "outbox").chmod(0o640)
+    with Outbox(tmp_path / "outbox"):
+        pass
+    assert stat.S_IMODE((tmp_path / "outbox").stat().st_mode) == 0o640
 
 
 def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
