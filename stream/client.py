@@ -36,7 +36,7 @@ def subscribe(address: str, types: Sequence[str] = ()) -> Generator[Event, None,
         raise UsageError(
             f"event type {', '.join(sorted(unknown))}", f"some of {', '.join(EVENT_DATA)}", "check the types"
         )
-    last: dict[str, tuple[int, str]] = {}  # by source: number and time
+    last: dict[str, int] = {}  # number of the last event, by what of their ids a worker's journal has in common
     with Subscriber(address, types) as subscriber:
         while True:
             received = subscriber.receive(_POLL_MS)
@@ -44,9 +44,8 @@ def subscribe(address: str, types: Sequence[str] = ()) -> Generator[Event, None,
                 continue
             event = received[0]
             if event.is_stored():
-                seq, time = last.get(event.source, (0, ""))
-                # A worker that began a new journal counts from 1 again, but its events are later.
-                if event.seq <= seq and event.time <= time:
+                journal = event.id.removesuffix(f"-{event.seq}")
+                if event.seq <= last.get(journal, 0):
                     continue
-                last[event.source] = event.seq, max(event.time, time)
+                last[journal] = event.seq
             yield event

@@ -127,9 +127,16 @@ class StoredEvent:
 
 
 class EventStore(_Store):
-    """Every event, numbered from 1, and the answer to each utterance."""
+    """Every event, numbered from 1, and the answer to each utterance.
 
-    _SCHEMA = """CREATE TABLE IF NOT EXISTS event (
+    Attributes:
+        id: The file's own, at random: two files number different events alike.
+        last_seq: Number of the last event.
+    """
+
+    _SCHEMA = """CREATE TABLE IF NOT EXISTS journal (id TEXT NOT NULL);
+        INSERT INTO journal SELECT lower(hex(randomblob(4))) WHERE NOT EXISTS (SELECT 1 FROM journal);
+        CREATE TABLE IF NOT EXISTS event (
         seq INTEGER PRIMARY KEY, session TEXT NOT NULL, type TEXT NOT NULL, utterance INTEGER,
         speaker TEXT, text TEXT, dialogue INTEGER, json BLOB NOT NULL, published INTEGER NOT NULL DEFAULT 0);
         CREATE UNIQUE INDEX IF NOT EXISTS answer ON event (session, utterance) WHERE utterance IS NOT NULL;
@@ -137,6 +144,7 @@ class EventStore(_Store):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
+        self.id: str = self._rows("SELECT id FROM journal")[0][0]
         self.last_seq: int = self._rows("SELECT coalesce(max(seq), 0) FROM event")[0][0]
 
     @contextmanager

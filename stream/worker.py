@@ -8,7 +8,17 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from stream.bus import EVENT_TYPES, Emotion, EventData, Fault, Status, Transcript, make_event
+from stream.bus import (
+    EVENT_TYPES,
+    Emotion,
+    EventData,
+    Fault,
+    Rejected,
+    SpeechEnded,
+    Status,
+    Transcript,
+    make_event,
+)
 from stream.config import Config
 from stream.control import Control
 from stream.journal import EventStore, StoredEvent, StoredTurn
@@ -163,6 +173,8 @@ class Worker:
             self._bad_messages += 1
             self._say(report.session, Fault(f"a report was refused: {error}", None))
             return
+        if isinstance(data, SpeechEnded | Rejected):
+            self._drop_interim(report.session, data.seq)
         if isinstance(data, Status):
             self._publish_unstored(report.session, data, report.wall_ns)
         else:
@@ -203,6 +215,12 @@ class Worker:
         self._interims_skipped += len(self._interims)
         self._interims.clear()
 
+    def _drop_interim(self, session: str, seq: int) -> None:
+        """The utterance is over, perhaps rejected: no guess at it may follow."""
+        if session in self._interims and self._interims[session].seq == seq:
+            del self._interims[session]
+            self._interims_skipped += 1
+
     def _guess_interims(self) -> None:
         """Guess at what is being said, when nothing else waits; neither stored nor part of the dialogue."""
         for interim in self._interims.values():
@@ -233,7 +251,7 @@ class Worker:
         return self._store.add(
             session,
             EVENT_TYPES[type(data)],
-            lambda seq: make_event(session, seq, data, when, f"{session}-{seq}"),
+            lambda seq: make_event(session, seq, data, when, f"{session}-{self._store.id}-{seq}"),
             answers,
             turn,
         )

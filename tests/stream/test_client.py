@@ -19,12 +19,12 @@ DEADLINE_S = 30.0
 pytestmark = pytest.mark.timeout(60)
 
 
-def event(seq: int, data: EventData, session: str = "s", wall_ns: int | None = None) -> bytes:
-    return make_event(session, seq, data, seq * 1_000_000 if wall_ns is None else wall_ns, f"{session}-{seq}")
+def event(seq: int, data: EventData, journal: str = "s", wall_ns: int | None = None) -> bytes:
+    return make_event("s", seq, data, seq * 1_000_000 if wall_ns is None else wall_ns, f"{journal}-{seq}")
 
 
-def fault(seq: int, session: str = "s", wall_ns: int | None = None) -> bytes:
-    return event(seq, Fault(f"fault {seq}", None), session, wall_ns)
+def fault(seq: int, journal: str = "s") -> bytes:
+    return event(seq, Fault(f"fault {seq}", None), journal)
 
 
 @contextmanager
@@ -84,10 +84,9 @@ def test_interim_guesses_repeat_a_number_and_hide_no_event(address: str) -> None
 
 def test_a_worker_that_counts_anew_is_heard(address: str) -> None:
     """Its journal is new, so its numbers begin at 1 again: another run behind the same address."""
-    later = [fault(1, wall_ns=10**15), fault(2, wall_ns=10**15 + 1), fault(1, wall_ns=10**15)]
-    events = [fault(1), fault(2), fault(3), *later, fault(3, wall_ns=10**15 + 2)]
+    events = [fault(seq, journal) for journal in ("s-aa", "s-bb") for seq in (1, 2, 1, 3)]
     with publisher(address, events), closing(subscribe(address)) as found:
-        assert first(6, found) == ["s-1", "s-2", "s-3", "s-1", "s-2", "s-3"]
+        assert first(6, found) == ["s-aa-1", "s-aa-2", "s-aa-3", "s-bb-1", "s-bb-2", "s-bb-3"]
 
 
 def test_only_the_types_asked_for_come(address: str) -> None:

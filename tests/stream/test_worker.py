@@ -52,6 +52,18 @@ def test_the_stages_add_up_to_the_total_without_what_was_hidden(bench: Bench) ->
     )
 
 
+@pytest.mark.parametrize("over", [bus.Rejected(1, "too unsure"), bus.SpeechEnded(1, 0, 1, False)])
+def test_no_guess_follows_the_end_of_its_utterance(bench: Bench, over: bus.EventData) -> None:
+    other = interim(2, "yes", session="s2")
+    bench.send_at_once(interim(1, "i am so happy"), other, wire.make_report(SESSION, over, 1))
+    assert [(event.type, event.session) for event in bench.events(3)] == [
+        (bus.EVENT_TYPES[type(over)], SESSION),
+        ("transcript", "s2"),
+        ("emotion", "s2"),
+    ]
+    assert bench.skipped() == 1
+
+
 def test_an_interim_is_a_guess_from_the_words_that_leaves_no_trace(bench: Bench) -> None:
     bench.send(utterance(0, "hello"), ABSENT)
     bench.send(interim(1, "i am so happy", speaker="ben"))
@@ -182,6 +194,19 @@ def test_a_worker_started_again_repeats_what_may_have_died_in_the_socket_of_the_
     second.worker.take_over(Lines().child)
     assert [event.id for event in second.events(2)] == said[2:]
     second.close()
+
+
+def test_workers_with_journals_of_their_own_give_no_id_twice(tmp_path: Path) -> None:
+    said = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        worker = Bench(folder)
+        worker.send(utterance(0, "hello"), ABSENT)
+        said += [(event.seq, event.source, event.id) for event in worker.events(2)]
+        worker.close()
+    assert [seq for seq, _, _ in said] == [1, 2, 1, 2]
+    assert len({source for _, source, _ in said}) == 1
+    assert len({event_id for _, _, event_id in said}) == 4
 
 
 def test_a_stop_waits_for_the_subscriber_of_what_is_left_to_say(tmp_path: Path) -> None:
