@@ -22,10 +22,10 @@ from typing import Any, Self
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from stream.bus import TOPIC_ROOT, Event, read_event, topic
+from stream.bus import EVENT_TYPES, TOPIC_ROOT, Event, Status, read_event, topic
 from stream.flight import Flight
 from stream.journal import Outbox
-from stream.wire import Ack, Frame, Hello, Media, Message, Utterance, decode, encode
+from stream.wire import Ack, Frame, Hello, Interim, Media, Message, Report, Utterance, decode, encode
 from telme.errors import LinkError, TelmeStreamError, WireError
 
 _log = logging.getLogger(__name__)
@@ -179,9 +179,9 @@ class CaptureLink:
                     elif not told and time.monotonic() >= apart_s + _GREETING_DEADLINE_S:
                         _log.warning("no worker at %s; expected one; what is said waits for it", self._address)
                         told = True
-                    self._take_queued(outbox)
+                    self._take_queued(outbox, has_peer=False)
                     self._stop.wait(_RECONNECT_MS / 1000)
-                self._take_queued(outbox)  # what was sent just before the end stays for the next run
+                self._take_queued(outbox, has_peer=False)  # what was sent just before the end stays for the next run
         except (TelmeStreamError, zmq.ZMQError) as error:
             _log.error("link: %s", error)
             with self._changed:
@@ -216,7 +216,7 @@ class CaptureLink:
                     self._count(outbox)
                 if self._wake_receiver.fileno() in ready:
                     self._wake_receiver.recv(4096)
-                self._take_queued(outbox)
+                self._take_queued(outbox, has_peer=flight is not None)
                 late = flight is None and time.monotonic() >= deadline_s
                 parted = parted or late or (flight is not None and not flight.pass_on(self._held))
         finally:
@@ -225,19 +225,24 @@ class CaptureLink:
             dealer.setsockopt(zmq.LINGER, 1000 if flight and not parted else 0)
         return flight is not None
 
-    def _take_queued(self, outbox: Outbox) -> None:
-        """Journal the utterances given to `send`; hold the rest until there is a peer."""
+    def _take_queued(self, outbox: Outbox, has_peer: bool) -> None:
+        """Journal the utterances given to `send`; hold the rest until there is a peer, but what is of the moment."""
         while self._queue:
             message, frames = self._queue.popleft()
             if isinstance(message, Utterance):
                 outbox.put(message.session, message.seq, frames)
-            else:
+            elif has_peer or not _is_of_the_moment(message):
                 self._held.append(frames)
 
     def _count(self, outbox: Outbox) -> None:
         with self._changed:
             self._unanswered = outbox.pending() + sum(isinstance(message, Utterance) for message, _ in self._queue)
             self._changed.notify_all()
+
+
+def _is_of_the_moment(message: Message) -> bool:
+    """A guess or a heartbeat: said later it would be wrong, and it would take the place of what happened."""
+    return isinstance(message, Interim) or (isinstance(message, Report) and message.event == EVENT_TYPES[Status])
 
 
 def _sender(dealer: zmq.Socket[bytes]) -> Callable[[list[Frame]], bool]:

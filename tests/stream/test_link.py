@@ -10,8 +10,9 @@ import pytest
 
 from stream import flight
 from stream import link as link_module
+from stream.bus import Status
 from stream.link import Received, WorkerLink
-from stream.wire import Media
+from stream.wire import Media, make_report
 from tests.stream.links import (
     DEADLINE_S,
     HELLO,
@@ -26,7 +27,8 @@ from tests.stream.links import (
     utterances_of,
     worker_at,
 )
-from tests.stream.samples import AUDIO, VIDEO, utterance
+from tests.stream.samples import AUDIO, SESSION, VIDEO, WALL_NS, utterance
+from tests.stream.workers import interim
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("everything_ends")]
 
@@ -163,6 +165,27 @@ def test_reports_made_while_the_worker_is_away_arrive_later(
         with worker_at(address) as worker:
             found = [item.message for item in collect(worker, 4) if isinstance(item, Received)]
     assert found == [HELLO, report(0), report(1), report(2)]
+
+
+def test_guesses_and_heartbeats_are_not_kept_for_a_worker_that_is_away(
+    address: str, tmp_path: Path, parted: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_module, "_MAX_REPORTS_HELD", 5)
+    beat = make_report(SESSION, Status("capture", "running", {}, {}), WALL_NS)
+    with capture_to(address, tmp_path) as capture:
+        with worker_at(address) as worker:
+            collect(worker, 1)
+            capture.send(beat)
+            assert [item.message for item in collect(worker, 1) if isinstance(item, Received)] == [beat]
+        assert parted.wait(DEADLINE_S)
+        capture.send(report(0))
+        for seq in range(10):
+            capture.send(beat)
+            capture.send(interim(seq, "so far"))
+        capture.send(report(1))
+        with worker_at(address) as worker:
+            found = [item.message for item in collect(worker, 3) if isinstance(item, Received)]
+    assert found == [HELLO, report(0), report(1)]
 
 
 def test_only_the_newest_reports_are_held(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
