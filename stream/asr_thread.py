@@ -1,7 +1,7 @@
 """One thread that transcribes: what is certain first, then what is on trial, then guesses.
 
 1. Confirmed utterances, in the order in which their end was decided. The queue is bounded: a file waits for room, a
-   live source does not, and what finds no room is rejected aloud.
+   live source does not, and what finds no room is lost aloud.
 2. Drafts: an utterance as it would be if the silence that has begun were its end. A draft waits in a place of its own,
    one a channel; a newer one takes it, and it is withdrawn when speech goes on or when its utterance is confirmed
    first. A confirmed utterance of the same span takes the draft's transcription: the samples are the same, so the words
@@ -17,6 +17,7 @@ import logging
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -58,6 +59,8 @@ class Delivers(Protocol):
     """Takes the results; stream.capture.Sender."""
 
     def utterance(self, utterance: Utterance, transcribed: Transcribed) -> None: ...
+
+    def lost(self, utterance: Utterance, reason: str) -> None: ...
 
     def interim(self, interim: Interim, transcribed: Transcribed) -> None: ...
 
@@ -143,7 +146,7 @@ class AsrThread:
                 self._changed.notify_all()
         if not room:
             reason = f"the recognizer is {self._most} utterances behind; a smaller --asr-model is faster"
-            self._deliver.utterance(utterance, Transcribed(Transcription("", reason), time.monotonic_ns()))
+            self._deliver.lost(utterance, reason)
 
     def try_out(self, draft: Draft) -> None:
         """Transcribe an utterance that may be over, once nothing confirmed waits."""
@@ -257,22 +260,31 @@ class AsrThread:
     def _do(self, work: _Work) -> None:
         match work:
             case Utterance():
-                self._deliver.utterance(work, self._confirmed(work))
+                try:
+                    transcribed = self._confirmed(work)
+                except TranscriptionError as error:
+                    self._deliver.lost(work, str(error))
+                else:
+                    self._deliver.utterance(work, transcribed)
                 self._done += 1
                 give_back_memory()
             case Draft():
-                started_ns = time.monotonic_ns()
-                said = self._transcribe(work.pcm)
-                self._tried[work.channel] = _Tried(work, said, started_ns, time.monotonic_ns())
-                self._unread.append((work, said))
-                self.counters["drafts"] += 1
+                self._try(work)
             case Interim():
                 started_ns = time.monotonic_ns()
-                try:
+                with suppress(TranscriptionError):  # the utterance itself says so, if it lasts
                     said = self._transcriber.glance(work.so_far.pcm)
-                except TranscriptionError as error:
-                    said = Transcription("", str(error))
-                self._deliver.interim(work, Transcribed(said, started_ns))
+                    self._deliver.interim(work, Transcribed(said, started_ns))
+
+    def _try(self, draft: Draft) -> None:
+        """Transcribe a draft; where that fails the utterance is asked about anew."""
+        started_ns = time.monotonic_ns()
+        self._tried.pop(draft.channel, None)
+        with suppress(TranscriptionError):
+            said = self._transcriber.transcribe(draft.pcm)
+            self._tried[draft.channel] = _Tried(draft, said, started_ns, time.monotonic_ns())
+            self._unread.append((draft, said))
+            self.counters["drafts"] += 1
 
     def _confirmed(self, utterance: Utterance) -> Transcribed:
         taken_ns, decided_ns = time.monotonic_ns(), utterance.decided_ns
@@ -282,16 +294,10 @@ class AsrThread:
             )
         tried = self._tried.pop(utterance.channel, None)
         if tried is None or tried.draft.span != utterance.span:
-            return Transcribed(self._transcribe(utterance.pcm), taken_ns)
+            return Transcribed(self._transcriber.transcribe(utterance.pcm), taken_ns)
         self.counters["drafts_used"] += 1
         return Transcribed(
             tried.said,
             max(tried.started_ns, decided_ns) if tried.ended_ns > decided_ns else taken_ns,
             max(min(tried.ended_ns, decided_ns) - tried.started_ns, 0),
         )
-
-    def _transcribe(self, pcm: Pcm) -> Transcription:
-        try:
-            return self._transcriber.transcribe(pcm)
-        except TranscriptionError as error:
-            return Transcription("", str(error))

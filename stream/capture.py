@@ -26,7 +26,7 @@ from stream.devices import Devices, Source
 from stream.frames import FrameRing
 from stream.items import SAMPLE_RATE_HZ, AudioBlock, Draft, Interim, Missing, Session, Span, Stalled, Utterance
 from stream.link import CaptureLink
-from stream.machine import clock_id, new_session_id
+from stream.machine import clock_id, new_session_id, slept_ns
 from stream.segmenter import Hint, Paused, Resumed, Segmenter, Signal, Started
 from stream.speakers import Attribution, Conversation, speakers_for
 from stream.vad import SpeechDetector
@@ -60,8 +60,7 @@ def run(config: Config, session: Session, folder: Path, control: Control) -> Non
         return
     with ExitStack() as stack:
         devices = stack.enter_context(Devices(config, session))
-        started_wall_ns = time.time_ns()
-        hello = wire.Hello(wire.PROTOCOL, new_session_id(), started_wall_ns)
+        hello = wire.Hello(wire.PROTOCOL, new_session_id(), time.time_ns())
         assert config.link.utterances is not None
         link = stack.enter_context(
             CaptureLink(config.link.utterances, hello, folder / "outbox.sqlite", config.link.max_message_bytes)
@@ -241,6 +240,8 @@ class Ears:
             frames=frames if isinstance(frames, Missing) else cut_frames(span, self._clock, frames, self._tolerance_ns),
             heard_ns=self._clock.heard_ns(span.voiced_end),
             decided_ns=time.monotonic_ns(),
+            started_wall_ns=self._clock.started_wall_ns(),
+            slept_ns=slept_ns(),
         )
 
 
@@ -304,6 +305,10 @@ class Sender:
         message = wire.Utterance(**spoken, audio=wire.describe(utterance.pcm), video=wire.describe(video))
         self.link.send(message, (utterance.pcm, video))
 
+    def lost(self, utterance: Utterance, reason: str) -> None:
+        """Report an utterance that nothing could be made of."""
+        self.report(bus.Fault(reason, utterance.seq))
+
     def interim(self, interim: Interim, transcribed: Transcribed) -> None:
         """Send a guess; words that are not believed are none."""
         if transcribed.said.rejected is None:
@@ -322,7 +327,7 @@ class Sender:
             "text": transcribed.said.text,
             "start_ns": utterance.start_ns,
             "end_ns": utterance.end_ns,
-            "started_wall_ns": self.hello.started_wall_ns,
+            "started_wall_ns": utterance.started_wall_ns,
             "clock_id": clock_id(),
             "heard_ns": utterance.heard_ns,
             "decided_ns": utterance.decided_ns,

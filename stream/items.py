@@ -113,6 +113,8 @@ class Utterance:
         frames: RGB uint8 [8, 224, 224, 3], or why there are none.
         heard_ns: When the last voiced sample reached this program; latency is counted from here.
         decided_ns: When the end of the utterance was decided (the hangover lies between the two).
+        started_wall_ns: Wall clock at the session's first sample, ns since 1970, as the wall clock stands now.
+        slept_ns: How long the machine had slept by then; session time stands still meanwhile.
     """
 
     seq: int
@@ -124,6 +126,8 @@ class Utterance:
     frames: NDArray[np.uint8] | Missing
     heard_ns: int
     decided_ns: int
+    started_wall_ns: int
+    slept_ns: int
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import secrets
+import time
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,13 @@ def clock_id() -> str:
     if _BOOT_ID.is_file():
         return _BOOT_ID.read_text(encoding="ascii").strip()
     return f"node-{uuid.getnode():x}"
+
+
+def slept_ns() -> int:
+    """How long the machine has slept since it was started, while its monotonic clock stood still; 0 where unknown."""
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return 0
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
 
 
 def stop_telemetry() -> None:

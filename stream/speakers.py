@@ -210,7 +210,7 @@ class Conversation:
         self._gap_ns = gap_s * 1_000_000_000
         self._asked_ns: deque[int] = deque()
         self._dialogue = 0
-        self._last_end_ns: int | None = None  # None: nobody has spoken yet
+        self._last_end_ns: int | None = None  # with what was slept; None: nobody has spoken yet
 
     def begin_dialogue(self, at_ns: int) -> None:
         """Speech that ends after `at_ns` (monotonic) is of a new dialogue. From any thread."""
@@ -218,17 +218,17 @@ class Conversation:
 
     def attribute(self, utterance: Utterance) -> Attribution:
         """Say whose the utterance is. Only for what is believed to be speech: noise opens no speaker."""
-        if self._is_asked(utterance.heard_ns) or self._is_after_gap(utterance.start_ns):
+        if self._is_asked(utterance.heard_ns) or self._is_after_gap(utterance):
             self._speakers.forget()
             self._dialogue += 1
             self._last_end_ns = None
-        self._last_end_ns = max(self._last_end_ns or 0, utterance.end_ns)
+        self._last_end_ns = max(self._last_end_ns or 0, utterance.end_ns + utterance.slept_ns)
         return Attribution(self._speakers.who(_voiced(utterance), utterance.channel), self._dialogue)
 
     def guess(self, utterance: Utterance) -> Attribution:
         """Whose an utterance that is not over seems to be, and of which dialogue; nothing is learned from it."""
         asked = any(asked_ns < utterance.heard_ns for asked_ns in tuple(self._asked_ns))
-        begins = self._is_after_gap(utterance.start_ns) or (asked and self._last_end_ns is not None)
+        begins = self._is_after_gap(utterance) or (asked and self._last_end_ns is not None)
         speaker = self._speakers.guess(_voiced(utterance), utterance.channel, begins)
         return Attribution(speaker, self._dialogue + begins)
 
@@ -239,8 +239,12 @@ class Conversation:
             asked = True
         return asked and self._last_end_ns is not None
 
-    def _is_after_gap(self, start_ns: int) -> bool:
-        return bool(self._gap_ns) and self._last_end_ns is not None and start_ns - self._last_end_ns >= self._gap_ns
+    def _is_after_gap(self, utterance: Utterance) -> bool:
+        return (
+            bool(self._gap_ns)
+            and self._last_end_ns is not None
+            and utterance.start_ns + utterance.slept_ns - self._last_end_ns >= self._gap_ns
+        )
 
 
 def _voiced(utterance: Utterance) -> Pcm:

@@ -66,7 +66,7 @@ class Spoken(Header, frozen=True):
         dialogue: Number of the dialogue in its session, from 0; the next one begins without context.
         text: What was said.
         start_ns, end_ns: Session time of the speech, pre-roll and tail left out.
-        started_wall_ns: As in Hello.
+        started_wall_ns: As in Hello, by the wall clock as it stood at the utterance.
         clock_id: Names the machine whose monotonic clock the following four are of.
         heard_ns: Last voiced sample; of an interim, the last sample that its text is of.
         decided_ns: End of the utterance decided; of an interim, its sound taken.

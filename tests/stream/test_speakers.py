@@ -126,13 +126,13 @@ class FakeSpeakers:
         self.asked.clear()
 
 
-def utterance(start_s: float, end_s: float, channel: int = 0) -> Utterance:
+def utterance(start_s: float, end_s: float, channel: int = 0, slept_s: int = 0) -> Utterance:
     """An utterance whose sound reached the program when it was spoken."""
     start, end = int(start_s * SAMPLE_RATE_HZ), int(end_s * SAMPLE_RATE_HZ)
     span = Span(start, end + 320, start + 160, end, forced=False)
     start_ns, end_ns = int(start_s * NS_PER_S), int(end_s * NS_PER_S)
     pcm = np.zeros(end + 320 - start, np.int16)
-    return Utterance(0, channel, span, start_ns, end_ns, pcm, NO_PICTURES, heard_ns=end_ns, decided_ns=end_ns)
+    return Utterance(0, channel, span, start_ns, end_ns, pcm, NO_PICTURES, end_ns, end_ns, 0, slept_s * NS_PER_S)
 
 
 def test_only_the_voiced_part_is_listened_to() -> None:
@@ -154,6 +154,16 @@ def test_a_dialogue_ends_with_a_long_silence_and_only_with_it(said: list[tuple[f
         assert conversation.attribute(spoken).dialogue == expected
         at_s += pause_s + length_s
     assert speakers.forgot == expected
+
+
+def test_what_the_machine_slept_is_silence() -> None:
+    conversation = Conversation(FakeSpeakers(), 120)
+    dialogues = [
+        conversation.attribute(utterance(1 + number, 1.5 + number, slept_s=slept_s)).dialogue
+        for number, slept_s in enumerate((5000, 5060, 5060, 5180, 5180))
+    ]
+    assert dialogues == [0, 0, 0, 1, 1]
+    assert conversation.guess(utterance(6, 7, slept_s=5400)).dialogue == 2
 
 
 def test_overlapping_channels_do_not_shorten_a_silence() -> None:
