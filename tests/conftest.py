@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.faults import faulty_camera
 from tests.live import mjpeg_server, own_microphone, rtsp_server, virtual_microphone
@@ -14,6 +15,10 @@ __all__ = ["faulty_camera", "mjpeg_server", "own_cache", "own_microphone", "rtsp
 # For torch, which is not loaded yet. Networks as small as the tests' take several times as long on two threads where
 # the cores are busy: each waits for the other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Examples that are slow where the cores are busy are no failure.
+settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-machine")
 
 # A shell that puts the tests in the background lets them, and all that they start, ignore Ctrl-C, which they test.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

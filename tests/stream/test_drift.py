@@ -38,7 +38,7 @@ class Card:
         return AudioBlock(number * BLOCK, SILENCE, captured_ns, captured_ns + 40 * MS)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.integers(-200, 200), st.sampled_from([0.0, 2.0, 15.0]), st.integers(0, 9))
 def test_session_time_follows_the_systems_clock(fast_ppm: int, jitter_ms: float, seed: int) -> None:
     card, clock = Card(fast_ppm, jitter_ms, seed), SampleClock(16_000 * 20)

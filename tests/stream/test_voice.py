@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faster_whisper.feature_extractor import FeatureExtractor
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stream.items import SAMPLE_RATE_HZ, Pcm
@@ -34,7 +34,6 @@ def test_mel_filters_are_librosas() -> None:
     assert np.allclose(mel_filters(), theirs, atol=1e-6)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 40 * SAMPLE_RATE_HZ))
 def test_any_length_becomes_whole_windows_and_never_many(samples: int) -> None:
     found = windows(np.ones(samples, np.int16))

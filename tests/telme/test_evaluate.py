@@ -78,7 +78,7 @@ def test_calibration_error_is_the_gap_of_confidence_and_accuracy() -> None:
     assert expected_calibration_error(np.array([[1.0, 0.0]]), [0]) == 0
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(UTTERANCES, st.integers(0, 2**32 - 1))
 def test_an_interval_is_ordered_bounded_and_the_same_every_time(utterances: Utterances, seed: int) -> None:
     found = bootstrap(tables(utterances, 2), seed)
@@ -87,7 +87,7 @@ def test_an_interval_is_ordered_bounded_and_the_same_every_time(utterances: Utte
     assert found == bootstrap(tables(utterances, 2), seed)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(UTTERANCES)
 def test_a_difference_turns_its_sign_with_the_runs_and_is_none_of_a_run_with_itself(utterances: Utterances) -> None:
     one, other = tables(utterances, 2), tables(utterances, 3)

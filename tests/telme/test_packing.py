@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from telme.features import collate_prompts
@@ -71,7 +71,6 @@ words = st.lists(st.integers(22, 100), min_size=1, max_size=4)
 dialogues = st.lists(st.tuples(st.integers(0, 2), words), min_size=1, max_size=5)
 
 
-@settings(deadline=None)
 @given(st.lists(dialogues, min_size=1, max_size=3))
 def test_a_question_sees_what_its_prompt_holds(drawn: list[Dialogue]) -> None:
     prompts = [prompt for dialogue in drawn for prompt in prompts_of(dialogue)]
