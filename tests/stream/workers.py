@@ -28,7 +28,7 @@ SESSION = "s1"
 
 
 class FakePredictor:
-    """Answers from the prompt: joy where its last turn says "happy", else neutral; fails on "break"."""
+    """Answers from the prompt: joy where its last turn says "happy", else neutral; fails on "is it"."""
 
     labels: LabelSet = MELD
     model_id = "fake-0"
