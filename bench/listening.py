@@ -7,6 +7,7 @@ as fast as it goes; otherwise in real time, and then delays are true ones.
 from __future__ import annotations
 
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -50,6 +51,8 @@ class Kept:
                 self.ended[data.seq] = data
             elif isinstance(data, bus.Rejected):
                 self.rejected[data.seq] = data.reason
+            elif isinstance(data, bus.Fault) and data.seq is not None:
+                self.rejected[data.seq] = data.message
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,8 @@ def _run(config: Config, session: Session, transcriber: Transcriber, kept: Kept)
     """The middle of stream.capture.run; returns the loop's processor seconds."""
     reporter = Reporter(kept, _SESSION)
     conversation = Conversation(speakers_for(config.speakers), config.speakers.dialogue_gap_s)
-    sender = Sender(kept, reporter, wire.Hello(wire.PROTOCOL, _SESSION, time.time_ns()), conversation)
+    hello = wire.Hello(wire.PROTOCOL, _SESSION, time.time_ns())
+    sender = Sender(kept, reporter, hello, conversation, threading.Event())
     with Devices(config, session) as devices, AsrThread(transcriber, config.asr, sender, waits=True) as asr:
         before_s = time.thread_time()
         listen(Ears(config, devices.source, devices.frames), reporter, asr, devices)

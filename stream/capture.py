@@ -40,6 +40,8 @@ HEARTBEAT_NS = 1_000_000_000
 ANSWER_PATIENCE_S = 60.0
 TELL_AFTER_S = 3.0  # what it waits for
 ASR_PATIENCE_S = 30.0
+MOST_UNANSWERED = 64  # of a file, which can wait
+_ROOM_POLL_S = 0.05
 _INTERIM_SAMPLES = SAMPLE_RATE_HZ  # between two interims of an utterance
 _NOT_OVER = Missing("the utterance is not over")
 
@@ -66,13 +68,17 @@ def run(config: Config, session: Session, folder: Path, control: Control) -> Non
             CaptureLink(config.link.utterances, hello, folder / "outbox.sqlite", config.link.max_message_bytes)
         )
         reporter = Reporter(link, hello.session)
-        sender = Sender(link, reporter, hello, conversation)
+        hurries = threading.Event()
+        if session.file is None:
+            hurries.set()
+        sender = Sender(link, reporter, hello, conversation, hurries)
         asr = stack.enter_context(AsrThread(transcriber, config.asr, sender, waits=session.file is not None))
-        words = (control, devices.source, conversation)
+        words = (control, devices.source, conversation, hurries)
         threading.Thread(target=_obey, args=words, name="control", daemon=True).start()
         for device in devices.all_are("opened"):
             reporter(device)
         listen(Ears(config, devices.source, devices.frames), reporter, asr, devices)
+        hurries.set()  # what is left is as much as the recognizer's queue holds
         asr.drain(ASR_PATIENCE_S)
         for device in devices.all_are("ended"):
             reporter(device)
@@ -87,8 +93,9 @@ def run(config: Config, session: Session, folder: Path, control: Control) -> Non
             )
 
 
-def _obey(control: Control, source: Source, conversation: Conversation) -> None:
+def _obey(control: Control, source: Source, conversation: Conversation, hurries: threading.Event) -> None:
     control.wait_stop(lambda: conversation.begin_dialogue(time.monotonic_ns()))
+    hurries.set()
     source.stop()
 
 
@@ -287,12 +294,22 @@ def _status(ears: Ears, asr: AsrThread, devices: Devices, link: Outlet) -> bus.S
 
 @dataclass(frozen=True)
 class Sender:
-    """Turns transcribed utterances into messages."""
+    """Turns transcribed utterances into messages.
+
+    Attributes:
+        link: Takes them.
+        report: Takes what is no utterance.
+        hello: Of this session.
+        conversation: Says whose they are.
+        hurries: Set where nothing may wait for the worker, as of a live source; otherwise at most so many utterances as
+            `MOST_UNANSWERED` wait for it, since the outbox keeps each with its sound and pictures, 1.4 MB.
+    """
 
     link: Outlet
     report: Reporter
     hello: wire.Hello
     conversation: Conversation
+    hurries: threading.Event
 
     def utterance(self, utterance: Utterance, transcribed: Transcribed) -> None:
         """Send an utterance, or report that it was rejected."""
@@ -303,6 +320,8 @@ class Sender:
         frames = utterance.frames
         video = wire.Absent(frames.reason) if isinstance(frames, Missing) else frames
         message = wire.Utterance(**spoken, audio=wire.describe(utterance.pcm), video=wire.describe(video))
+        while self.link.unanswered >= MOST_UNANSWERED and not self.hurries.wait(_ROOM_POLL_S):
+            pass
         self.link.send(message, (utterance.pcm, video))
 
     def lost(self, utterance: Utterance, reason: str) -> None:

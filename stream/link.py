@@ -126,7 +126,12 @@ class CaptureLink:
 
     @property
     def unanswered(self) -> int:
-        """Utterances whose answer has not come."""
+        """Utterances whose answer has not come.
+
+        Raises:
+            LinkError: The link has stopped; says why.
+        """
+        self._check()
         return self._unanswered
 
     def send(self, message: Message, media: Sequence[Media] = ()) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from stream import capture
+from stream import bus, capture, wire
 from stream.asr import Transcription
-from stream.capture import Ears, Heard, Onward
+from stream.asr_thread import Transcribed
+from stream.capture import Ears, Heard, Onward, Reporter, Sender
 from stream.config import AsrConfig, CameraConfig, Config, SegmenterConfig
 from stream.frames import FrameRing
 from stream.items import SAMPLE_RATE_HZ, AudioBlock, Draft, Interim, Missing, Pcm, Stalled, Utterance, VideoFrame
 from stream.segmenter import Started
+from stream.speakers import Conversation, OneSpeaker
 from stream.vad import Evidence
 
 NS_PER_SAMPLE = 62_500
@@ -218,3 +222,73 @@ def test_channels_number_their_utterances_as_speech_begins() -> None:
         other = short[block.first_sample : block.first_sample + 480]
         found += ears.hear(AudioBlock(block.first_sample, other, block.captured_ns, block.arrived_ns, channel=1))
     assert [(item.channel, item.seq) for item in found if isinstance(item, Utterance)] == [(1, 1), (0, 0)]
+
+
+# ------------------------------------------------------------------------------------------------ what is sent
+
+
+class FakeLink:
+    """Keeps what it is given; `unanswered` as a test says, and less by one with each look."""
+
+    def __init__(self, unanswered: int = 0, worker_answers: bool = True) -> None:
+        self.messages: list[wire.Message] = []
+        self.looks = 0
+        self._unanswered = unanswered
+        self._worker_answers = worker_answers
+
+    @property
+    def unanswered(self) -> int:
+        self.looks += 1
+        return self._unanswered - self.looks * self._worker_answers
+
+    def send(self, message: wire.Message, media: Sequence[wire.Media] = ()) -> None:
+        self.messages.append(message)
+
+
+def sender_to(link: FakeLink, hurries: threading.Event) -> Sender:
+    hello = wire.Hello(wire.PROTOCOL, "s1", 1)
+    return Sender(link, Reporter(link, "s1"), hello, Conversation(OneSpeaker(), 0), hurries)
+
+
+def said(text: str) -> Transcribed:
+    return Transcribed(Transcription(text, None), 7)
+
+
+@pytest.fixture
+def spoken(conversation: Pcm) -> Utterance:
+    items = heard(FakeSource(conversation), Missing("no camera"), SegmenterConfig())
+    return next(item for item in items if isinstance(item, Utterance))
+
+
+def test_a_file_waits_for_the_worker_and_a_live_source_does_not(
+    spoken: Utterance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture, "_ROOM_POLL_S", 0)
+    slow, dead = FakeLink(capture.MOST_UNANSWERED + 10), FakeLink(10**6, worker_answers=False)
+    hurries = threading.Event()
+    sender_to(slow, hurries).utterance(spoken, said("hello"))
+    assert slow.looks == 11
+    hurries.set()
+    sender_to(dead, hurries).utterance(spoken, said("hello"))
+    for link in (slow, dead):
+        (message,) = link.messages
+        assert isinstance(message, wire.Utterance)
+        assert (message.text, message.seq) == ("hello", spoken.seq)
+
+
+def test_an_utterance_says_when_its_session_began_by_the_wall_clock_of_now(spoken: Utterance) -> None:
+    link = FakeLink()
+    hurries = threading.Event()
+    late = replace(spoken, started_wall_ns=spoken.started_wall_ns + 8 * 3600 * 10**9)
+    for utterance in (spoken, late):
+        sender_to(link, hurries).utterance(utterance, said("hello"))
+    first, second = (message.started_wall_ns for message in link.messages if isinstance(message, wire.Utterance))
+    assert second - first == 8 * 3600 * 10**9
+
+
+def test_what_is_lost_is_a_fault_that_names_its_utterance(spoken: Utterance) -> None:
+    link = FakeLink()
+    sender_to(link, threading.Event()).lost(spoken, "Whisper failed")
+    (message,) = link.messages
+    assert isinstance(message, wire.Report)
+    assert wire.report_data(message) == bus.Fault("Whisper failed", spoken.seq)
