@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
 import shutil
 import tempfile
 import threading
@@ -19,6 +18,7 @@ from stream.bus import Event, Status
 from stream.config import Config
 from stream.items import Session
 from stream.link import Subscriber
+from stream.machine import runs_folder
 from stream.processes import capture_main, worker_main
 from stream.sinks import drop_output
 from stream.supervisor import (
@@ -145,10 +145,8 @@ def run_folder(config: Config) -> Iterator[Path]:
                 shutil.rmtree(folder / "torchinductor", ignore_errors=True)
                 (folder / "utterances.ipc").unlink(missing_ok=True)
         return
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    base = runtime if runtime and os.access(runtime, os.W_OK) else None
     try:
-        folder = Path(tempfile.mkdtemp(prefix="telme-stream-", dir=base))
+        folder = Path(tempfile.mkdtemp(prefix="telme-stream-", dir=runs_folder()))
     except OSError as error:
         raise JournalError(
             f"no private folder can be made: {error}", "room where temporary files go", "give --journal FOLDER"

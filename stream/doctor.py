@@ -5,17 +5,16 @@ from __future__ import annotations
 import importlib
 import platform
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from stream.config import Config
-from stream.machine import stop_telemetry
+from stream.machine import runs_folder, stop_telemetry
 from stream.opencv import list_cameras
 from stream.portaudio import list_microphones
-from telme.errors import MissingDependency, TelmeStreamError
+from telme.errors import JournalError, MissingDependency, TelmeStreamError
 
 _PACKAGES = {  # distribution -> module and what an import that fails asks for
     "torch": ("torch", "pip install -c constraints.txt '.[worker]'"),
@@ -32,7 +31,7 @@ _PACKAGES = {  # distribution -> module and what an import that fails asks for
     "sounddevice": ("sounddevice", "apt-get install libportaudio2"),
 }
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
-_LEAST_FREE_BYTES = 500_000_000
+_LEAST_FREE_GB = 0.5
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def doctor_report(config: Config) -> tuple[str, bool]:
         _checked("CUDA", _cuda),
         _checked("TensorRT", _tensorrt),
         _checked("backend", lambda: _backend(config)),
-        _disk(),
+        _checked("disk", lambda: _disk(config)),
     ]
     lines = []
     for finding in findings:
@@ -169,8 +168,12 @@ def _backend(config: Config) -> str:
     return f"{first.backend} in {first.precision} ({first.why}){fallback}"
 
 
-def _disk() -> Finding:
-    folder = tempfile.gettempdir()
-    free = shutil.disk_usage(folder).free
-    remedy = "" if free >= _LEAST_FREE_BYTES else f"free some space in {folder}"
-    return Finding("disk", f"{free / 1e9:.1f} GB free in {folder}", remedy)
+def _disk(config: Config) -> str:
+    """Room for the journal, which keeps each utterance until it is answered, with its sound and pictures."""
+    wanted = Path(config.journal.folder or runs_folder()).expanduser().absolute()
+    folder = next(path for path in (wanted, *wanted.parents) if path.is_dir())
+    free_gb = shutil.disk_usage(folder).free / 1e9
+    if free_gb < _LEAST_FREE_GB:
+        remedy = "free some space there, or give --journal FOLDER"
+        raise JournalError(f"{free_gb:.2f} GB free in {folder}", f"{_LEAST_FREE_GB} GB", remedy)
+    return f"{free_gb:.1f} GB free in {folder}"

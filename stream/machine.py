@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import secrets
+import tempfile
 import time
 import uuid
 from datetime import UTC, datetime
@@ -26,6 +27,12 @@ def slept_ns() -> int:
     if not hasattr(time, "CLOCK_BOOTTIME"):
         return 0
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+
+
+def runs_folder() -> str:
+    """Where a run's private folder is made: the user's runtime folder, or where temporary files go."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return runtime if runtime and os.access(runtime, os.W_OK) else tempfile.gettempdir()
 
 
 def stop_telemetry() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import shutil
 import types
 from pathlib import Path
 
@@ -95,3 +96,14 @@ def test_no_tensorrt_is_no_fault_and_a_broken_one_is(lines: Lines, monkeypatch: 
     wrong, remedy = lines("TensorRT")
     assert wrong.startswith("!! TensorRT tensorrt-rtx cannot be loaded: libcudart.so.13")
     assert remedy.startswith("remedy: pip install")
+
+
+def test_the_room_is_looked_at_where_a_run_keeps_what_is_not_answered(
+    lines: Lines, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert lines("disk")[0].endswith(f"GB free in {tmp_path}")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=12_000_000))
+    report, is_well = doctor_report(load_config(None, {"TELME_STREAM_JOURNAL_FOLDER": str(tmp_path / "new")}, {}))
+    assert f"!! disk 0.01 GB free in {tmp_path}; expected 0.5 GB" in " ".join(report.split())
+    assert not is_well
