@@ -19,6 +19,7 @@ from stream.frames import FrameRing, shrink
 from stream.items import Change, Image, Missing, VideoFrame
 from stream.opencv import Capture
 from telme.errors import MissingDependency, SourceError, TelmeStreamError
+from tests.live import eventually
 
 MS = 1_000_000
 DEADLINE_S = 20.0
@@ -32,18 +33,10 @@ def patience(stall_s: float = DEADLINE_S, first_picture_s: float = DEADLINE_S) -
     return Patience(first_picture_s, stall_s, back_off_s=(0.001,), join_s=DEADLINE_S)
 
 
-def eventually(holds: Callable[[], bool]) -> None:
-    """Poll another thread's result until the deadline."""
-    end = time.monotonic() + DEADLINE_S
-    while not holds():
-        assert time.monotonic() < end, "deadline passed"
-        Event().wait(0.002)
-
-
 # --- shrink
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(height=st.integers(30, 700), width=st.integers(30, 700), seed=st.integers(0, 9))
 def test_shrink_gives_what_videomaes_image_processor_gives(height: int, width: int, seed: int) -> None:
     module = pytest.importorskip("transformers.models.videomae.image_processing_pil_videomae")
@@ -260,7 +253,7 @@ def test_a_camera_without_new_pictures_is_not_alive() -> None:
     device = FakeCapture()
     device.give()
     with Camera(CameraConfig(source=7, stale_ms=1), opener(device), patience()) as camera:
-        eventually(lambda: not camera.alive)
+        eventually(lambda: not camera.alive, "it is stale")
         assert camera.fps == 0.0
         camera.stop()
         device.lose()
@@ -272,10 +265,10 @@ def test_a_lost_camera_is_opened_again_until_it_is_back() -> None:
     second.give(BLUE_BGR)
     with Camera(CAMERA_7, opener(first, REFUSED, REFUSED, second), patience()) as camera:
         first.lose()
-        eventually(lambda: camera.reopens == 1)
+        eventually(lambda: camera.reopens == 1, "it is opened again")
         assert first.released.is_set()
         assert camera.trouble is None
-        eventually(lambda: gives(second, BLUE_BGR) and (0, 0, 255) in colours(camera))
+        eventually(lambda: gives(second, BLUE_BGR) and (0, 0, 255) in colours(camera), "the picture is blue")
         camera.stop()
         second.lose()
 
@@ -284,8 +277,8 @@ def test_the_reason_of_a_loss_can_be_read() -> None:
     first, second = FakeCapture(), FakeCapture()
     first.give()
     with Camera(CAMERA_7, opener(first, REFUSED, second), patience()) as camera:
-        eventually(lambda: gives(first, np.zeros((4, 4), np.uint8)) and camera.trouble is not None)
-        eventually(lambda: "camera 7 does not open" in (camera.trouble or ""))
+        eventually(lambda: gives(first, np.zeros((4, 4), np.uint8)) and camera.trouble is not None, "the loss is known")
+        eventually(lambda: "camera 7 does not open" in (camera.trouble or ""), "why it stays away is known")
         camera.stop()
         second.lose()
 
@@ -319,7 +312,7 @@ def test_no_more_than_two_threads_hang_in_a_driver() -> None:
     with Camera(CAMERA_7, opener(*stuck), patience(stall_s=0.05, first_picture_s=DEADLINE_S)) as camera:
         stuck[1].give()
         stuck[1].take(1)
-        eventually(lambda: camera.trouble is not None and camera.reopens == 1)
+        eventually(lambda: camera.trouble is not None and camera.reopens == 1, "both have stalled")
         assert not stuck[2].asked.acquire(blocking=False)
         stuck[0].lose()  # the driver comes back: there is room for another attempt
         assert stuck[2].asked.acquire(timeout=DEADLINE_S)
@@ -346,14 +339,29 @@ def test_a_camera_that_gives_no_picture_is_an_error() -> None:
     assert device.released.wait(DEADLINE_S)
 
 
-def test_stop_may_be_called_again_and_before_the_start() -> None:
+def test_stop_may_be_called_again() -> None:
     device = FakeCapture()
     device.give()
-    with Camera(CAMERA_7, opener(device), patience()) as camera:
+    changes: list[Change] = []
+    with Camera(CAMERA_7, opener(device), patience(), changes.append) as camera:
         camera.stop()
         camera.stop()
         device.lose()
     camera.stop()
+    assert device.released.is_set()
+    assert changes == []
+    assert camera.reopens == 0
+
+
+def test_a_camera_stopped_before_its_start_is_an_error_and_gives_its_device_back() -> None:
+    device = FakeCapture()
+    device.give()
+    camera = Camera(CAMERA_7, opener(device), patience())
+    camera.stop()
+    with pytest.raises(SourceError), camera:
+        pass
+    assert device.released.wait(DEADLINE_S)
+    assert len(camera.ring) == 0
 
 
 def test_no_source_is_an_error() -> None:
@@ -368,27 +376,32 @@ def test_loss_and_return_are_told_once_each() -> None:
     with Camera(CAMERA_7, opener(first, REFUSED, REFUSED, second, third), patience(), changes.append) as camera:
         assert changes == []
         first.lose()
-        eventually(lambda: changes == ["lost"])
+        eventually(lambda: changes == ["lost"], "the loss is told")
         assert not camera.alive
         second.give()
-        eventually(lambda: changes == ["lost", "found"])
+        eventually(lambda: changes == ["lost", "found"], "the return is told")
         assert camera.alive
         second.lose()
-        eventually(lambda: changes == ["lost", "found", "lost"])
+        eventually(lambda: changes == ["lost", "found", "lost"], "the second loss is told")
         camera.stop()
         third.lose()
 
 
 def test_a_camera_that_opens_and_gives_nothing_is_not_found() -> None:
-    first, mute, third = FakeCapture(), FakeCapture(), FakeCapture()
+    first, mute = FakeCapture(), FakeCapture()
     first.give()
-    third.give()
     changes: list[Change] = []
-    with Camera(CAMERA_7, opener(first, mute, third), patience(first_picture_s=0.5), changes.append) as camera:
+    limits = patience()
+
+    def on_change(change: Change) -> None:
+        changes.append(change)
+        object.__setattr__(limits, "first_picture_s", 0.05)  # only now: the first camera has all the time it needs
+
+    with Camera(CAMERA_7, opener(first, mute), limits, on_change) as camera:
         first.lose()
-        third.take(1)
-        eventually(lambda: changes == ["lost", "found"])
-        assert camera.reopens == 1
+        eventually(lambda: "camera 7 does not open" in (camera.trouble or ""), "the mute one was given up")
+        assert changes == ["lost"]
+        assert camera.reopens == 0
+        assert not camera.alive
         camera.stop()
         mute.lose()
-        third.lose()
