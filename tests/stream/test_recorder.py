@@ -14,6 +14,7 @@ from stream.config import MicConfig
 from stream.portaudio import Opened, Piece
 from stream.recorder import Message, RecorderProcess, Refused, read_message, write_message
 from telme.errors import MissingDependency, SourceError
+from tests.live import eventually
 
 DEADLINE_S = 60.0
 OPENED = Opened("USB mic", 48_000, 2)
@@ -74,6 +75,7 @@ def test_silence_is_none_and_not_an_end() -> None:
 def test_a_full_queue_loses_pieces_and_never_the_end() -> None:
     pieces = [msgspec.structs.replace(PIECE, first_frame=number) for number in range(9)]
     recording = RecorderProcess(MicConfig(queue_blocks=3), says(OPENED, *pieces, then="pass"))
+    eventually(lambda: recording.ended, "the process has said all")  # `close` would not wait for long
     recording.close()  # all of it has been read by now
     assert recording.get(0) == OPENED
     assert [recording.get(0), recording.get(0)] == pieces[:2]

@@ -209,7 +209,10 @@ def test_workers_with_journals_of_their_own_give_no_id_twice(tmp_path: Path) -> 
     assert len({event_id for _, _, event_id in said}) == 4
 
 
-def test_a_stop_waits_for_the_subscriber_of_what_is_left_to_say(tmp_path: Path) -> None:
+def test_a_stop_waits_for_the_subscriber_of_what_is_left_to_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stream.worker._SUBSCRIBER_GRACE_MS", 3_600_000)
     first = Bench(tmp_path)
     first.send(utterance(0, "hello"), ABSENT)
     said = [event.id for event in first.events(2)]
