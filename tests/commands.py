@@ -17,6 +17,7 @@ from threading import Event as ThreadEvent
 import msgspec
 
 from stream.bus import Emotion, Event, read_event
+from tests.live import eventually
 
 COMMAND = (sys.executable, "-m", "stream")
 DEADLINE_S = 150
@@ -65,17 +66,27 @@ class Run:
             ThreadEvent().wait(0.02)
         return left
 
+    def abort(self) -> None:
+        """Ctrl-C until it has ended: two that come at once can count as one."""
+        self.interrupt()
+        while self.process.poll() is None:
+            self.interrupt()
+            ThreadEvent().wait(0.5)
+
     def worker_pid(self) -> int:
         """The process that has the event journal open."""
         return self.pid_with("events.sqlite")
 
     def pid_with(self, name: str) -> int:
-        """The process of this run that has a file of this name open."""
-        for pid, _ in self._processes():
-            links = Path(f"/proc/{pid}/fd").glob("*")
-            if any(os.path.realpath(link).endswith(name) for link in links):
-                return pid
-        raise AssertionError(f"no process has {name} open")
+        """The process of this run that has a file of this name open; waits for one that is being started."""
+        found: list[int] = []
+
+        def is_there() -> bool:
+            found[:] = [pid for pid, _ in self._processes() if _has_open(pid, name)]
+            return bool(found)
+
+        eventually(is_there, f"a process has {name} open")
+        return found[0]
 
     def _processes(self) -> Iterator[tuple[int, str]]:
         for folder in Path("/proc").glob("[0-9]*"):
@@ -84,6 +95,10 @@ class Run:
                     yield int(folder.name), (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             except OSError:
                 continue  # it ended while we looked, or is not ours
+
+
+def _has_open(pid: int, name: str) -> bool:
+    return any(os.path.realpath(link).endswith(name) for link in Path(f"/proc/{pid}/fd").glob("*"))
 
 
 @contextmanager
