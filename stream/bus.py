@@ -142,7 +142,7 @@ class Emotion(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Device(Struct, frozen=True, forbid_unknown_fields=True):
-    """A microphone or camera was `opened`, `lost` or `found` again."""
+    """A microphone or camera was `opened`, `lost` or `found` again, or has `ended`; a file was opened or has ended."""
 
     device: DeviceKind
     name: str
@@ -193,7 +193,8 @@ class Event(Struct, frozen=True, forbid_unknown_fields=True):
         type: A key of EVENT_DATA.
         time: When it was made, ISO 8601 UTC.
         datacontenttype: "application/json".
-        seq: Counts the stored events of a worker; a gap is a loss. Events that are not stored repeat the last one.
+        seq: Counts the stored events of a worker, over all types and sessions; events that are not stored repeat the
+            last one. To a subscriber of all of `telme.` a gap is a loss. What was published before is not sent again.
         data: The struct that `type` names.
     """
 

@@ -158,5 +158,7 @@ def need_torch() -> None:
         import transformers  # noqa: F401
     except ImportError as error:
         raise MissingDependency(
-            f"the package {error.name} is missing", "the worker's packages", "pip install 'telme-stream[worker]'"
+            f"the package {error.name} is missing",
+            "the worker's packages",
+            "pip install -c constraints.txt '.[worker]'",
         ) from error

@@ -9,7 +9,9 @@ speaker of whom little is known, lie far from everybody:
 
     limit(utterance, speaker) = threshold - 0.25 / seconds of the utterance - 0.15 / seconds known of the speaker
 
-An utterance too short to tell goes to the nearest speaker, is said to be uncertain, and teaches nothing.
+The first utterance of a dialogue opens its first speaker, however short it is. Later, one of less than ENOUGH_S goes to
+the nearest speaker, opens none and teaches nothing. An utterance is certain where it opened its speaker or lies within
+that one's limit.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from stream.items import SAMPLE_RATE_HZ, Pcm, Utterance
 from stream.voice import Voice, VoiceEncoder
 
 # Found on conversations of two and three voices, real and synthetic (bench/speakers.py, bench/LOG.md).
-ENOUGH_S = 1.0  # shorter utterances neither open a speaker nor teach one
+ENOUGH_S = 1.0  # shorter utterances neither open a speaker, but a dialogue's first, nor teach one
 _UTTERANCE_SLACK_S = 0.25
 _SPEAKER_SLACK_S = 0.15
 _LEAST_UTTERANCE_S = 0.5  # what is shorter gets no more slack
