@@ -31,7 +31,7 @@ import pytest
 
 from stream.config import MicConfig
 from stream.items import SAMPLE_RATE_HZ, Pcm, Stalled
-from stream.mic import Microphone
+from stream.mic import MicPatience, Microphone
 from stream.portaudio import PortAudioRecording
 
 DEADLINE_S = 60.0
@@ -200,7 +200,9 @@ def record(out: Path, only_48k_stereo: bool, channels: int) -> None:
     portaudio = _Only48kStereo(sounddevice) if only_48k_stereo else sounddevice
     heard: list[list[Pcm]] = [[] for _ in range(channels)]
     with Microphone(
-        MicConfig(channels=channels), open_recording=lambda config: PortAudioRecording(config, portaudio)
+        MicConfig(channels=channels),
+        open_recording=lambda config: PortAudioRecording(config, portaudio),
+        patience=MicPatience(stall_s=DEADLINE_S),  # a server that stands still on a busy machine is not lost
     ) as mic:
         for block in mic.blocks():
             if isinstance(block, Stalled):

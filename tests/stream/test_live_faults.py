@@ -17,7 +17,7 @@ from stream.bus import Device, Emotion, Event, EventData, SpeechEnded, SpeechSta
 from stream.camera import Camera
 from stream.config import CameraConfig, MicConfig
 from stream.items import AudioBlock, Change, Missing, Stalled
-from stream.mic import Microphone
+from stream.mic import MicPatience, Microphone
 from tests.commands import ANY_PORT, running
 from tests.faults import FaultyCamera, Mode
 from tests.live import DEADLINE_S, FOREIGN, VirtualMicrophone, end_process, eventually
@@ -54,9 +54,9 @@ class Listener:
 
 
 @contextmanager
-def listening() -> Iterator[Listener]:
+def listening(stall_s: float = MicPatience.stall_s) -> Iterator[Listener]:
     listener = Listener()
-    with Microphone(MicConfig(), listener.changes.append) as mic:
+    with Microphone(MicConfig(), listener.changes.append, patience=MicPatience(stall_s=stall_s)) as mic:
         thread = Thread(target=listener.hear, args=(mic,), daemon=True)
         thread.start()
         try:
@@ -89,15 +89,14 @@ FAULTS: dict[str, tuple[Callable[[VirtualMicrophone], None], Callable[[VirtualMi
 def fail_and_return(microphone: VirtualMicrophone, fault: str, listener: Listener) -> float:
     """One fault from its beginning to its end; returns the seconds from when it was mended to `found`."""
     harm, mend = FAULTS[fault]
-    listener.changes.clear()
     harm(microphone)
-    eventually(lambda: listener.changes == ["lost"], "the loss is told")
+    eventually(lambda: listener.changes[-1:] == ["lost"], "the loss is told")
     eventually(lambda: isinstance(listener.items[-1], Stalled), "the stall is told")
-    heard = len(listener.blocks)
+    heard, changed = len(listener.blocks), len(listener.changes)
     mend(microphone)
     mended_s = time.monotonic()
-    assert len(listener.blocks) == heard or listener.changes == ["lost", "found"]
-    eventually(lambda: listener.changes == ["lost", "found"], "the return is told")
+    assert len(listener.blocks) == heard or "found" in listener.changes[changed:]
+    eventually(lambda: "found" in listener.changes[changed:], "the return is told")
     found_s = time.monotonic()
     eventually(listener.hears(), "there is sound again")
     return found_s - mended_s
@@ -110,7 +109,11 @@ def test_a_microphone_that_goes_away_comes_back(
     with listening() as listener:
         for _ in range(2):
             record_property("back_after_s", round(fail_and_return(microphone, fault, listener), 2))
-        items, blocks = listener.items, listener.blocks
+        items, blocks, changes = listener.items, listener.blocks, listener.changes
+    # A sound server that stands still on a busy machine may be lost and found once more.
+    assert len(changes) >= 4
+    assert set(changes[::2]) == {"lost"}
+    assert set(changes[1::2]) == {"found"}
     for before, after in pairwise(blocks):
         assert after.first_sample >= before.first_sample + len(before.pcm)
     # Nothing is invented, and session time is true across the gaps: each is in the numbers as long as in the stamps.
@@ -122,7 +125,7 @@ def test_a_microphone_that_goes_away_comes_back(
 
 
 def test_silence_is_sound_and_no_loss(microphone: VirtualMicrophone) -> None:
-    with listening() as listener:
+    with listening(stall_s=DEADLINE_S) as listener:
         eventually(listener.hears(60), "silence goes on")
         assert listener.changes == []
         assert np.abs(np.concatenate([block.pcm for block in listener.blocks])).max() <= 1
