@@ -15,8 +15,10 @@ from pathlib import Path
 from threading import Event as ThreadEvent
 
 import msgspec
+import pytest
 
 from stream.bus import Emotion, Event, read_event
+from stream.cli import main
 from tests.live import eventually
 
 COMMAND = (sys.executable, "-m", "stream")
@@ -134,6 +136,14 @@ def running(folder: Path, *arguments: str, surroundings: Mapping[str, str] | Non
         assert process.stderr is not None
         process.stdout.close()
         process.stderr.close()
+
+
+def run_here(*arguments: str) -> int:
+    """Run the command in this process; its exit code."""
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments])
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
 
 
 def emotions(events: list[Event]) -> list[Emotion]:

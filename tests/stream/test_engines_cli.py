@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,13 +18,13 @@ import torch
 import engines.build
 import engines.export
 import engines.onnx
-from stream.cli import main
 from telme.errors import MissingDependency
 from tests.bundles import make_tiny_bundle
-from tests.commands import ANY_PORT, EXAMPLES, running
+from tests.commands import ANY_PORT, EXAMPLES, run_here, running
 from tests.live import eventually
 
 DEADLINE_S = 150
+run = partial(run_here, "engines")
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +36,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "telme-stream" / "engines"
-
-
-def run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main(["engines", *arguments])
-    assert isinstance(caught.value.code, int)
-    return caught.value.code
 
 
 def on_a_terminal(*arguments: str) -> tuple[subprocess.CompletedProcess[str], str]:

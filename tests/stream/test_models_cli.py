@@ -5,23 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 
-from stream.cli import main
 from tests.bundles import make_full_bundle, make_tiny_bundle
+from tests.commands import run_here
 from tests.telme.hub import serve
 
 DEADLINE_S = 150
-
-
-def run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main(["models", *arguments])
-    assert isinstance(caught.value.code, int)
-    return caught.value.code
+run = partial(run_here, "models")
 
 
 def elsewhere(endpoint: str, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

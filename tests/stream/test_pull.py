@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from gdown.download import CHUNK_SIZE
 
-from stream.cli import main
 from telme.backbones import PUBLISHED_BACKBONES
 from telme.errors import BundleError
 from telme.pull import ARCHIVE_ID, ARCHIVE_NAME, archive_path, fetch_archive, pull_published
 from telme.shelf import verify
+from tests.commands import run_here
 from tests.telme import drive, hub
 from tests.telme.checkpoints import (
     ROBERTA_TOKENS,
@@ -188,9 +188,7 @@ def test_what_cannot_be_made_is_not_fetched(
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "note").write_text("mine", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as caught:
-        main(["models", "pull", *arguments])
-    assert caught.value.code == 2
+    assert run_here("models", "pull", *arguments) == 2
     shown = capsys.readouterr()
     assert (shown.out, len(shown.err.splitlines())) == ("", 1)
     assert says in shown.err
