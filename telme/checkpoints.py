@@ -54,7 +54,7 @@ def begin(folder: Path, settings: Mapping[str, Any], resume: bool) -> Path | Non
         resume: Go on with what is there. Otherwise nothing may be there.
 
     Raises:
-        UsageError: A run is there and `resume` was not asked for, or it had other settings.
+        UsageError: A run is there and `resume` was not asked for, it had other settings, or nothing says which it had.
         DataError: The folder cannot be written.
     """
     path = folder / RUN_FILE
@@ -65,10 +65,20 @@ def begin(folder: Path, settings: Mapping[str, Any], resume: bool) -> Path | Non
             )
         _check_same(path, settings)
     else:
+        _check_nothing_trained(folder)
         write_json(path, settings)
     for incomplete in _checkpoints(folder) - complete_checkpoints(folder):
         shutil.rmtree(incomplete)
     return max(complete_checkpoints(folder), key=_step, default=None)
+
+
+def _check_nothing_trained(folder: Path) -> None:
+    """Weights without a run.json are another program's, or of unknown settings: neither removed nor gone on with."""
+    found = [path.name for pattern in ("checkpoint-*", BEST_FILE, METRICS_FILE) for path in folder.glob(pattern)]
+    if found:
+        raise UsageError(
+            f"{', '.join(sorted(found))} in {folder} without a {RUN_FILE}", "an empty folder", "name another --out"
+        )
 
 
 def _check_same(path: Path, settings: Mapping[str, Any]) -> None:

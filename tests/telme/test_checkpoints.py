@@ -11,7 +11,16 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from telme.checkpoints import RUN_FILE, begin, best, best_weights, keep_best, mark_complete
+from telme.checkpoints import (
+    BEST_FILE,
+    METRICS_FILE,
+    RUN_FILE,
+    begin,
+    best,
+    best_weights,
+    keep_best,
+    mark_complete,
+)
 from telme.errors import DataError, UsageError
 
 SETTINGS: dict[str, Any] = {"seed": 1, "clips": {"train": 8}}
@@ -65,6 +74,40 @@ def test_a_run_is_not_overwritten_and_not_gone_on_with_as_another(tmp_path: Path
         begin(tmp_path, SETTINGS, resume=False)
     with pytest.raises(UsageError, match=r"clips \{'train': 9\} \(was \{'train': 8\}\), lr 0.1 \(was None\)"):
         begin(tmp_path, {**SETTINGS, "clips": {"train": 9}, "lr": 0.1}, resume=True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("file", ["checkpoint-500/model.safetensors", "checkpoint-last/x", BEST_FILE, METRICS_FILE])
+def test_what_no_run_json_speaks_for_is_neither_removed_nor_gone_on_with(
+    tmp_path: Path, file: str, resume: bool
+) -> None:
+    stranger = tmp_path / file
+    stranger.parent.mkdir(exist_ok=True)
+    stranger.write_bytes(b"a week's work")
+    with pytest.raises(
+        UsageError, match=rf"{file.partition('/')[0]} in .* without a run\.json; expected an empty folder"
+    ):
+        begin(tmp_path, SETTINGS, resume)
+    assert stranger.read_bytes() == b"a week's work"
+    assert not (tmp_path / RUN_FILE).exists()
+
+
+def test_a_run_whose_run_json_was_removed_is_not_begun_under_other_settings(tmp_path: Path) -> None:
+    begin(tmp_path, SETTINGS, resume=False)
+    checkpoint(tmp_path, 8)
+    (tmp_path / RUN_FILE).unlink()
+    with pytest.raises(UsageError, match=r"checkpoint-8 in .* without a run\.json"):
+        begin(tmp_path, {**SETTINGS, "seed": 7}, resume=False)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_died_before_its_run_json_begins(tmp_path: Path, resume: bool) -> None:
+    """What a stage makes before it trains is no run: counts of clips, encodings, another stage's bundle."""
+    for name in ("run.json.4711", "clips-train.json", "audio-dev.safetensors", "bundle/text.safetensors", "audio/x"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{", encoding="utf-8")
+    assert begin(tmp_path, SETTINGS, resume) is None
+    assert begin(tmp_path, SETTINGS, resume=True) is None
 
 
 def test_the_first_of_the_best_evaluations_is_kept(tmp_path: Path) -> None:
