@@ -27,13 +27,6 @@ def brown(random: np.random.Generator, count: int) -> Wave:
     return _shaped(random, count, 1)
 
 
-def hum(random: np.random.Generator, count: int) -> Wave:
-    """Mains: 50 Hz and its overtones."""
-    time = np.arange(count) / SAMPLE_RATE_HZ
-    wave: Wave = np.sum([np.sin(2 * np.pi * 50 * k * time) / k for k in range(1, 8)], axis=0)
-    return wave
-
-
 def music(random: np.random.Generator, count: int) -> Wave:
     """Plucked major chords of a scale, four a second."""
     wave = np.zeros(count)

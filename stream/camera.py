@@ -136,7 +136,6 @@ class Camera:
     Attributes:
         ring: The recent pictures, on time.monotonic_ns.
         reopens: How often a lost camera was opened again and gave pictures.
-        trouble: Why it was lost last; None while it gives pictures.
 
     Raises:
         MissingDependency: On entering: OpenCV or a library it needs is not installed.
@@ -165,7 +164,6 @@ class Camera:
         self._watcher = Thread(target=self._watch, name="camera-watch", daemon=True)
         self.ring = FrameRing(config.ring_fps) if ring is None else ring
         self.reopens = 0
-        self.trouble: str | None = None
         self._reader = _Reader(self._source, self.ring, self._meter)
 
     def __enter__(self) -> Self:
@@ -220,7 +218,6 @@ class Camera:
             if self._stopping.is_set():
                 return
             failures = 0 if reader.gave_picture else failures + 1
-            self.trouble = reason
             _LOG.log(logging.DEBUG if failures else logging.WARNING, "camera %r lost: %s", self._source, reason)
             if not self._is_lost:
                 self._is_lost = True
@@ -257,7 +254,6 @@ class Camera:
         reader.progress.wait(self._patience.first_picture_s)
         if reader.gave_picture:
             self.reopens += 1
-            self.trouble = None
             self._is_lost = False
             _LOG.warning("camera %r is back", self._source)
             self._on_change("found")

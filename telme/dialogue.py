@@ -135,11 +135,6 @@ class DialogueWindow:
         """The turns in the window, oldest first, with their text as the prompt has it."""
         return tuple(self._turns)
 
-    @property
-    def speaker_numbers(self) -> tuple[int, ...]:
-        """The speaker number of each turn, from 1."""
-        return tuple(self._turn_numbers)
-
     def append(self, turn: Turn) -> None:
         """Add the newest turn and evict what no longer fits.
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from telme.config import Part
-from telme.errors import BundleError
 
 # Names of each kind that an error lists.
 _NAMED = 20
@@ -99,23 +98,3 @@ def differences(part: Part, weights: Mapping[str, Tensor], module: nn.Module) ->
         extra=tuple(name for name, ours in names.items() if ours not in own),
         misshapen=tuple(misshapen),
     )
-
-
-def load_published(part: Part, weights: Mapping[str, Tensor], module: nn.Module) -> None:
-    """Load a published checkpoint into a network; nothing is loaded when it does not fit.
-
-    Args:
-        part: Which of the four files.
-        weights: Its tensors under their published names, of any floating type.
-        module: A `TextTeacher`, `AudioStudent`, `VideoStudent` or `AttentionShiftFusion`.
-
-    Raises:
-        BundleError: Parameters are missing, extra or mis-shaped; the message names each.
-    """
-    differing = differences(part, weights, module)
-    if differing:
-        raise BundleError(
-            f"{PARTS[part].file} with {differing}", "the parameters of that network", "check the data set and the file"
-        )
-    names = published_names(part, weights, module.state_dict())
-    module.load_state_dict({ours: weights[name].float() for name, ours in names.items()})

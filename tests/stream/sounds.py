@@ -45,11 +45,18 @@ def no_speech(seconds: float) -> Iterator[tuple[str, Pcm]]:
         for name, wave in (
             ("white noise", noises.white(random, count)),
             ("brown noise", noises.brown(random, count)),
-            ("hum", noises.hum(random, count)),
+            ("hum", _hum(count)),
             ("music", noises.music(random, count)),
             ("keyboard", noises.keyboard(random, count)),
         ):
             yield f"{name}, RMS {rms}", noises.to_pcm(noises.at_rms(wave, rms))
+
+
+def _hum(count: int) -> noises.Wave:
+    """Mains: 50 Hz and its overtones."""
+    time = np.arange(count) / SAMPLE_RATE_HZ
+    wave: noises.Wave = np.sum([np.sin(2 * np.pi * 50 * k * time) / k for k in range(1, 8)], axis=0)
+    return wave
 
 
 def _at(milliseconds: int) -> int:

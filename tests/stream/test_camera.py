@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -218,7 +219,6 @@ def test_pictures_are_rgb_and_stamped_at_the_grab() -> None:
         assert found[0].image.shape == (224, 224, 3)
         assert colours(camera) == {(255, 0, 0)}
         assert camera.alive
-        assert camera.trouble is None
         camera.stop()
         device.lose()
     assert device.released.is_set()
@@ -267,18 +267,22 @@ def test_a_lost_camera_is_opened_again_until_it_is_back() -> None:
         first.lose()
         eventually(lambda: camera.reopens == 1, "it is opened again")
         assert first.released.is_set()
-        assert camera.trouble is None
         eventually(lambda: gives(second, BLUE_BGR) and (0, 0, 255) in colours(camera), "the picture is blue")
         camera.stop()
         second.lose()
 
 
-def test_the_reason_of_a_loss_can_be_read() -> None:
+def test_the_reason_of_a_loss_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     first, second = FakeCapture(), FakeCapture()
     first.give()
+    caplog.set_level(logging.DEBUG, "stream.camera")
+
+    def told(reason: str) -> bool:
+        return f"camera 7 lost: {reason}" in caplog.text
+
     with Camera(CAMERA_7, opener(first, REFUSED, second), patience()) as camera:
-        eventually(lambda: gives(first, np.zeros((4, 4), np.uint8)) and camera.trouble is not None, "the loss is known")
-        eventually(lambda: "camera 7 does not open" in (camera.trouble or ""), "why it stays away is known")
+        eventually(lambda: gives(first, np.zeros((4, 4), np.uint8)) and told("a picture"), "the loss is told")
+        eventually(lambda: told("camera 7 does not open"), "why it stays away is told")
         camera.stop()
         second.lose()
 
@@ -309,10 +313,11 @@ def test_a_driver_that_repeats_its_last_picture_counts_as_lost() -> None:
 def test_no_more_than_two_threads_hang_in_a_driver() -> None:
     stuck = [FakeCapture() for _ in range(3)]
     stuck[0].give()
-    with Camera(CAMERA_7, opener(*stuck), patience(stall_s=0.05, first_picture_s=DEADLINE_S)) as camera:
+    changes: list[Change] = []
+    with Camera(CAMERA_7, opener(*stuck), patience(stall_s=0.05), changes.append) as camera:
         stuck[1].give()
         stuck[1].take(1)
-        eventually(lambda: camera.trouble is not None and camera.reopens == 1, "both have stalled")
+        eventually(lambda: changes == ["lost", "found", "lost"], "both have stalled")
         assert not stuck[2].asked.acquire(blocking=False)
         stuck[0].lose()  # the driver comes back: there is room for another attempt
         assert stuck[2].asked.acquire(timeout=DEADLINE_S)
@@ -387,7 +392,8 @@ def test_loss_and_return_are_told_once_each() -> None:
         third.lose()
 
 
-def test_a_camera_that_opens_and_gives_nothing_is_not_found() -> None:
+def test_a_camera_that_opens_and_gives_nothing_is_not_found(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "stream.camera")
     first, mute = FakeCapture(), FakeCapture()
     first.give()
     changes: list[Change] = []
@@ -399,7 +405,7 @@ def test_a_camera_that_opens_and_gives_nothing_is_not_found() -> None:
 
     with Camera(CAMERA_7, opener(first, mute), limits, on_change) as camera:
         first.lose()
-        eventually(lambda: "camera 7 does not open" in (camera.trouble or ""), "the mute one was given up")
+        eventually(lambda: "camera 7 lost: camera 7 does not open" in caplog.text, "the mute one was given up")
         assert changes == ["lost"]
         assert camera.reopens == 0
         assert not camera.alive

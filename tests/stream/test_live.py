@@ -10,7 +10,7 @@ import pytest
 
 from stream.camera import Camera, Patience
 from stream.config import CameraConfig
-from stream.items import SAMPLE_RATE_HZ, Missing, Pcm, VideoFrame
+from stream.items import SAMPLE_RATE_HZ, Change, Missing, Pcm, VideoFrame
 from tests.live import ServedCamera, VirtualMicrophone, eventually
 
 MS = 1_000_000
@@ -67,13 +67,15 @@ def test_a_camera_by_url_shows_what_is_drawn_and_nothing_stale(
 ) -> None:
     server, of = colours
     server.start(of("red"))
-    with Camera(CameraConfig(source=server.url, ring_fps=10), patience=QUICK_BACK_OFF) as camera:
+    changes: list[Change] = []
+    config = CameraConfig(source=server.url, ring_fps=10)
+    with Camera(config, patience=QUICK_BACK_OFF, on_change=changes.append) as camera:
         eventually(lambda: shows(camera, (255, 0, 0)), "the picture is red")
         eventually(lambda: camera.fps > 5, "the rate is measured")
         server.stop()
         eventually(lambda: isinstance(pictures_now(camera), Missing), "the last picture is no longer served")
-        eventually(lambda: not camera.alive and camera.trouble is not None, "the loss is known")
+        eventually(lambda: not camera.alive and changes == ["lost"], "the loss is known")
         assert camera.fps == 0.0
         server.start(of("blue"))
         eventually(lambda: shows(camera, (0, 0, 255)), "the picture is blue after the camera is back")
-        eventually(lambda: camera.reopens == 1 and camera.trouble is None, "the return is known")
+        eventually(lambda: camera.reopens == 1 and changes == ["lost", "found"], "the return is known")

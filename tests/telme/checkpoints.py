@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from telme.backbones import PUBLISHED_BACKBONES, Backbones, published_config
 from telme.config import Part
 from telme.modeling import TelmeModel
-from telme.published import PARTS
+from telme.published import PARTS, differences, published_names
 from tests.telme import tiny
 
 BPE = Path(__file__).parents[1] / "golden" / "bpe"
@@ -46,6 +46,13 @@ PROCESSORS: Mapping[str, Mapping[str, object]] = {
     },
 }
 ROBERTA_TOKENS = 50_265
+
+
+def load_published(part: Part, weights: Mapping[str, Tensor], module: nn.Module) -> None:
+    """Load a published checkpoint, of any floating type, into the network that it is of."""
+    assert not differences(part, weights, module)
+    names = published_names(part, weights, module.state_dict())
+    module.load_state_dict({ours: weights[name].float() for name, ours in names.items()})
 
 
 def toy_tokenizer_files(folder: Path, size: int = 0) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
@@ -68,6 +69,11 @@ _WORDS = [
     "feels",
     "Now",
 ]
+
+
+def speaker_numbers(window: DialogueWindow) -> tuple[int, ...]:
+    """The speaker number of each turn in the prompt, without the last, which is asked about."""
+    return tuple(int(number) for number in re.findall(r"<s(\d+)>", window.prompt("</s>"))[:-1])
 
 
 def prompts_of(rows: Iterable[tuple[str, Turn]], mode: Mode = PUBLISHED_MELD) -> list[str]:

@@ -13,6 +13,7 @@ from telme.errors import DataError
 from telme.features import Missing
 from telme.modes import CLEAN, PUBLISHED_IEMOCAP, PUBLISHED_MELD, Mode
 from tests.miniature import make_iemocap, make_meld
+from tests.telme.prompts import speaker_numbers
 
 HEADER = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID\n"
 
@@ -63,7 +64,7 @@ def test_a_published_mode_numbers_over_the_border_of_dialogues(tmp_path: Path) -
 def test_speakers_of_iemocap_are_named_as_the_mode_names_them(mode: Mode, numbers: tuple[int, ...]) -> None:
     names = ("Ses01F_impro01_F000", "Ses01F_impro01_M000", "Ses01F_impro01_F001")
     *_, last = windows([Row("Ses01F_impro01", Turn(name, "Yes."), 0) for name in names], 24, mode)
-    assert last.speaker_numbers == numbers
+    assert speaker_numbers(last) == numbers
 
 
 @pytest.mark.parametrize(

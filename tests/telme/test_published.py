@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from telme.config import Part
-from telme.errors import BundleError
 from telme.fusion import AttentionShiftFusion
 from telme.models import AudioStudent, TextTeacher, VideoStudent
-from telme.published import PARTS, differences, load_published
+from telme.published import PARTS, differences
 from tests.telme import tiny
+from tests.telme.checkpoints import load_published
 
 NETWORKS: dict[Part, type[nn.Module]] = {
     "text": TextTeacher,
@@ -51,22 +51,19 @@ def test_a_checkpoint_loads_whole(part: Part) -> None:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_every_difference_is_named_and_nothing_is_loaded(part: Part) -> None:
+def test_every_difference_is_named(part: Part) -> None:
     weights = checkpoint(part)
     network = NETWORKS[part](tiny.config())
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    lost, *_, bent = before
+    own = network.state_dict()
+    lost, *_, bent = own
     del weights[lost]
     weights[bent] = torch.zeros(2, 3)
     weights["stranger.weight"] = torch.zeros(1)
     found = differences(part, weights, network)
     assert (found.missing, found.extra) == ((lost,), ("stranger.weight",))
-    assert found.misshapen == (f"{bent}: [2, 3], expected {list(before[bent].shape)}",)
-    with pytest.raises(BundleError) as caught:
-        load_published(part, weights, network)
-    for said in (PARTS[part].file, f"missing {lost}", "extra stranger.weight", f"mis-shaped {bent}"):
-        assert said in str(caught.value)
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert found.misshapen == (f"{bent}: [2, 3], expected {list(own[bent].shape)}",)
+    for said in (f"missing {lost}", "extra stranger.weight", f"mis-shaped {bent}"):
+        assert said in str(found)
 
 
 def test_speaker_tokens_of_another_vocabulary_are_a_difference() -> None:

@@ -26,7 +26,7 @@ from telme.frames import frame_indices
 from telme.fusion import AttentionShiftFusion, FusionOutput
 from telme.models import AudioStudent, EncoderOutput, TextTeacher, VideoStudent
 from telme.modes import PUBLISHED_MELD
-from telme.published import load_published
+from tests.telme.checkpoints import load_published
 
 TOLERANCE = 1e-5
 ROWS = 4
