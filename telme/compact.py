@@ -40,7 +40,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from telme.bundle import load_bundle, open_bundle, save_bundle
 from telme.checkpoints import begin, mark_complete
 from telme.config import TelmeConfig
-from telme.data import Row, read_split
+from telme.data import Row, annotation_file, read_split
 from telme.datasets import Split
 from telme.dialogue import SPEAKER_TOKENS
 from telme.errors import DataError, TelmeStreamError, UsageError
@@ -217,9 +217,27 @@ def _trained(
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """What decides a run's outcome, as values of JSON."""
-    free = ("out", "resume", "max_steps")
-    decides = {name: value for name, value in vars(options).items() if name not in free}
-    return {**decides, "data": str(options.data), "init": str(options.init), "teacher": list(map(str, options.teacher))}
+    # Where the data lies decides nothing; what is in its files does.
+    free = ("out", "resume", "max_steps", "data")
+    return {
+        **{name: value for name, value in vars(options).items() if name not in free},
+        **{split: _sha256(annotation_file(options.data, split)) for split in _SPLITS},
+        "init": str(options.init),
+        "teacher": [_digest(teacher) for teacher in options.teacher],
+    }
+
+
+def _digest(teacher: Path) -> str:
+    """Of a file with a teacher's answers, or of a bundle's weights.
+
+    Raises:
+        BundleError: There is no such bundle.
+    """
+    return _sha256(teacher) if teacher.is_file() else open_bundle(str(teacher)).weights
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _start(options: argparse.Namespace) -> tuple[TextTeacher, PreTrainedTokenizerBase, TelmeConfig]:

@@ -15,11 +15,11 @@ from transformers import BertConfig, BertModel
 
 from bench.meld_f1 import main as meld_f1
 from telme import compact
-from telme.bundle import CARD_FILE, load_bundle
+from telme.bundle import CARD_FILE, TEXT_FILE, load_bundle
 from telme.compact import _taught, main
 from telme.data import read_split
 from telme.dialogue import SPEAKER_TOKENS
-from tests.bundles import tiny_config, tiny_tokenizer
+from tests.bundles import make_tiny_bundle, tiny_config, tiny_tokenizer
 from tests.miniature import make_meld
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -192,3 +192,37 @@ def test_it_goes_on_where_it_was_stopped(folder: Path, capsys: pytest.CaptureFix
     again = run(folder, "parts", capsys, "--epochs", "3", "--resume")
     assert again["weighted_f1"] == pytest.approx(whole["weighted_f1"])
     assert again["temperature"] == pytest.approx(whole["temperature"], rel=1e-3)
+
+
+def test_it_goes_on_with_the_same_data_and_teacher_only(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = read_split(folder / "data", "train")
+    said = folder / "said.safetensors"
+    save_file({"logits": torch.zeros(len(rows), 7)}, said)
+    bundle = make_tiny_bundle(folder / "shelf" / "tiny")
+    more = ["--epochs", "2", "--teacher", str(said), "--teacher", str(bundle)]
+    run(folder, "out", capsys, *more, "--max-steps", "3")
+
+    def refused(*names: str) -> None:
+        places = ["--data", str(folder / "data"), "--init", str(folder / "init"), "--out", str(folder / "out")]
+        assert main([*places, "--lr", "3e-3", "--head-lr", "5e-3", *more, "--resume"]) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert "another run in" in line
+        assert [name for name in ("data", "train", "dev", "teacher") if f" {name} " in line] == list(names)
+
+    for split in ("train", "dev"):
+        path = folder / "data" / f"{split}_meld_emo.csv"
+        before = path.read_bytes()
+        path.write_bytes(before.replace(b"surprise", b"joy"))
+        refused(split)
+        path.write_bytes(before)
+    save_file({"logits": torch.ones(len(rows), 7)}, said)
+    refused("teacher")
+    save_file({"logits": torch.zeros(len(rows), 7)}, said)
+    weights = bundle / TEXT_FILE
+    before, network = weights.read_bytes(), load_file(weights)
+    save_file({**network, "classifier.bias": network["classifier.bias"] + 1}, weights)
+    refused("teacher")
+    weights.write_bytes(before)
+    # The same files at another place are the same data.
+    (folder / "data").rename(folder / "elsewhere")
+    run(folder, "out", capsys, *more, "--resume", "--data", str(folder / "elsewhere"))
