@@ -37,11 +37,11 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from telme.bundle import load_bundle, open_bundle, save_bundle
+from telme.bundle import Bundle, open_bundle, save_bundle
 from telme.checkpoints import begin, mark_complete
 from telme.config import TelmeConfig
 from telme.data import Row, annotation_file, read_split
-from telme.datasets import Split
+from telme.datasets import MELD_DATA, Split
 from telme.dialogue import SPEAKER_TOKENS
 from telme.errors import DataError, TelmeStreamError, UsageError
 from telme.evaluate import Report, score
@@ -178,7 +178,8 @@ def make(options: argparse.Namespace) -> None:
     lessons = Lessons(rows["train"], FeatureMaker(tokenizer, config), not options.whole, taught, late)
     teacher = _trained(teacher, lessons, tokenizer, config, options)
     with torch.no_grad():
-        teacher.classifier.bias.sub_(_prior(rows["train"], teacher.classifier.out_features))
+        teacher.classifier.bias.sub_(PRIOR * _log_frequencies(rows["train"]))
+    config.logit_prior = PRIOR
     config.max_prompt_tokens = options.max_tokens
     logits = answers(teacher, rows["dev"], tokenizer, config)
     truth = [row.label for row in rows["dev"]]
@@ -267,31 +268,45 @@ def _taught(teacher: Path, rows: Sequence[Row]) -> Tensor:
     """The teacher's logits of the training split as it learnt them [rows, C], kept beside the teacher.
 
     Raises:
-        DataError: Those that were kept are of other rows.
+        BundleError: There is no such bundle.
+        UsageError: Its classes are others.
+        DataError: Those that were kept are of other rows or classes.
     """
-    path = teacher if teacher.suffix == ".safetensors" else teacher.parent / _answers_name(teacher, rows)
-    if not path.is_file():
-        bundle = load_bundle(str(teacher))
-        if bundle.config.turn_starts is not None:
-            bundle.config.max_prompt_tokens = TRAINING_TOKENS
-        taken_off = _prior(rows, bundle.model.text.classifier.out_features)
-        logits = answers(bundle.model.text, rows, bundle.tokenizer, bundle.config) + taken_off
-        save_file({"logits": logits}, path)
+    path = teacher if teacher.is_file() else _answered(teacher, rows)
     kept: Tensor = load_file(path)["logits"]
-    if len(kept) != len(rows):
+    shape = [len(rows), len(MELD_DATA.labels.names)]
+    if list(kept.shape) != shape:
         raise DataError(
-            f"{path} with {len(kept)} answers", f"{len(rows)}, one a row of the training split", "remove it"
+            f"{path} with {len(kept)} answers, logits {list(kept.shape)}",
+            f"{shape}, one a row of the training split and its classes",
+            "remove it, or name another --teacher",
         )
     return kept
 
 
-def _answers_name(teacher: Path, rows: Sequence[Row]) -> str:
-    """Of the file with a bundle's answers; other weights or other rows have another one.
+def _answered(teacher: Path, rows: Sequence[Row]) -> Path:
+    """The file with a bundle's answers, which are made if they are not there."""
+    bundle = open_bundle(str(teacher))
+    labels = bundle.config.label_set
+    if labels != MELD_DATA.labels:
+        raise UsageError(
+            f"--teacher {teacher} with the classes of {labels.dataset}",
+            f"those of {MELD_DATA.name}: {', '.join(MELD_DATA.labels.names)}",
+            "name a teacher of that data set",
+        )
+    path = teacher.parent / _answers_name(bundle, rows)
+    if not path.is_file():
+        network, config = bundle.model.text, bundle.config
+        if config.turn_starts is not None:
+            config.max_prompt_tokens = TRAINING_TOKENS
+        taken_off = config.logit_prior * _log_frequencies(rows)
+        save_file({"logits": answers(network, rows, bundle.tokenizer, config) + taken_off}, path)
+    return path
 
-    Raises:
-        BundleError: There is no such bundle.
-    """
-    key = hashlib.sha256(f"{open_bundle(str(teacher)).weights} {list(rows)}".encode())
+
+def _answers_name(bundle: Bundle, rows: Sequence[Row]) -> str:
+    """Of the file with a bundle's answers; other weights, another share of the prior or other rows have another one."""
+    key = hashlib.sha256(f"{bundle.weights} {bundle.config.logit_prior} {list(rows)}".encode())
     return ANSWERS_FILE.format(key.hexdigest()[:12])
 
 
@@ -338,11 +353,11 @@ def _arguments(options: argparse.Namespace) -> TrainingArguments:
     )
 
 
-def _prior(rows: Sequence[Row], classes: int) -> Tensor:
-    """What is taken off the logits [C]."""
-    counts = torch.bincount(torch.tensor([row.label for row in rows]), minlength=classes)
+def _log_frequencies(rows: Sequence[Row]) -> Tensor:
+    """Logarithms of the classes' frequencies [C]."""
+    counts = torch.bincount(torch.tensor([row.label for row in rows]), minlength=len(MELD_DATA.labels.names))
     # A class that is not in the rows counts as one utterance.
-    return PRIOR * (counts.clamp(min=1) / counts.sum()).log()
+    return (counts.clamp(min=1) / counts.sum()).log()
 
 
 def model_card(report: Report, options: argparse.Namespace) -> str:

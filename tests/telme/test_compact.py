@@ -15,10 +15,12 @@ from transformers import BertConfig, BertModel
 
 from bench.meld_f1 import main as meld_f1
 from telme import compact
-from telme.bundle import CARD_FILE, TEXT_FILE, load_bundle
+from telme.bundle import CARD_FILE, TEXT_FILE, load_bundle, open_bundle, save_bundle
 from telme.compact import _taught, main
 from telme.data import read_split
 from telme.dialogue import SPEAKER_TOKENS
+from telme.lessons import answers
+from telme.models import TextTeacher
 from tests.bundles import make_tiny_bundle, tiny_config, tiny_tokenizer
 from tests.miniature import make_meld
 
@@ -139,6 +141,41 @@ def test_each_teacher_gives_its_own_answers_and_keeps_them(
     assert not torch.allclose(first, second, atol=1e-2)
     monkeypatch.setattr(compact, "answers", None)  # they are kept
     assert torch.equal(_taught(folder / "shelf" / "1", rows), first)
+
+
+def test_a_teacher_gets_back_the_prior_that_was_taken_off_and_no_other(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = read_split(folder / "data", "train")
+    run(folder, "made", capsys, "--max-steps", "1")
+    other = make_tiny_bundle(folder / "shelf" / "other")  # as telme.train makes them
+    settings = json.loads((other / "config.json").read_text(encoding="utf-8"))
+    del settings["logit_prior"]  # as bundles were before there was one
+    (other / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    counts = torch.bincount(torch.tensor([row.label for row in rows]), minlength=7)
+    frequencies = (counts.clamp(min=1) / len(rows)).log()
+    for path, share in ((folder / "made" / "bundle", compact.PRIOR), (other, 0.0)):
+        bundle = load_bundle(str(path))
+        assert bundle.config.logit_prior == share
+        said = answers(bundle.model.text, rows, bundle.tokenizer, bundle.config)
+        torch.testing.assert_close(_taught(path, rows), said + share * frequencies)
+    assert open_bundle("compact").config.logit_prior == compact.PRIOR
+
+
+def test_a_teacher_of_other_classes_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = tiny_tokenizer()
+    config = tiny_config(len(tokenizer))
+    config.dataset = "iemocap"
+    save_bundle(folder / "iemocap", config, TextTeacher(config), tokenizer, "card")
+    save_file({"logits": torch.zeros(96, 6)}, folder / "six.safetensors")
+    places = ["--data", str(folder / "data"), "--init", str(folder / "init"), "--out", str(folder / "out")]
+    for teacher, code, says in (
+        ("iemocap", 2, "with the classes of iemocap; expected those of meld: anger, "),
+        ("six.safetensors", 1, "with 96 answers, logits [96, 6]; expected [96, 7], "),
+    ):
+        assert main([*places, "--teacher", str(folder / teacher)]) == code
+        assert f"{folder / teacher} {says}" in capsys.readouterr().err.splitlines()[-1]
+    assert not (folder / "out").exists()
 
 
 @pytest.mark.parametrize(
