@@ -271,7 +271,10 @@ class _Reader:
             read = outputs["text"]
             students = {student: outputs[student] for student in STUDENTS if student in outputs}
             logits = self._ladder.fuse(read, students) if students else read.logits
-            given = probabilities(logits, self._bundle.config.calibration_temperature)
+            config = self._bundle.config
+            # It was fitted on what the bundle itself answers: the text teacher's logits, or the fusion's.
+            is_fitted = bool(students) == (config.fusion is not None)
+            given = probabilities(logits, config.calibration_temperature if is_fitted else 1.0)
             unread = {place: why for place in range(len(words.rows)) if (why := words.why_unread(place))}
         else:
             assert clips is not None

@@ -84,6 +84,19 @@ def test_every_step_is_scored(
     assert sum(map(sum, line["confusion"])) == 16
 
 
+def test_the_temperature_scales_only_what_it_was_fitted_on(own: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    config = own.published / "config.json"
+    said = {}
+    for temperature in (1.0, 0.2):
+        text = json.loads(config.read_text(encoding="utf-8"))
+        config.write_text(json.dumps({**text, "calibration_temperature": temperature}), encoding="utf-8")
+        for modalities in ("text", "text,audio"):
+            line = own.run(capsys, "--modalities", modalities)
+            said[modalities, temperature] = line["calibration_error"]
+    assert said["text", 1.0] == said["text", 0.2]
+    assert said["text,audio", 1.0] != said["text,audio", 0.2]
+
+
 def test_a_second_run_decodes_and_encodes_nothing(
     shared: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
