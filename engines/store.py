@@ -5,11 +5,13 @@
     ROOT/<name>.lock         held by whoever looks for, builds or mends <name>
 
 The key's fields say everything that an artifact depends on. Whatever may be used is checked first: the key in its
-manifest and the SHA-256 of its files. What does not hold is named and built anew.
+manifest and the SHA-256 of its files. What does not hold is named and built anew. Where the root may not be written, as
+in an image or of another user, what holds is taken without its lock: a folder appears whole or not at all.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -29,6 +31,7 @@ from telme.errors import EngineError
 MANIFEST_FILE = "manifest.json"
 _BUILDING, _LOCK = ".building", ".lock"
 _FREE_SPACE = "free some space, or let XDG_CACHE_HOME name a folder elsewhere"
+_NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS)
 # Artifacts that agree in these were made of the same thing: where no artifact fits, the reason is told by them.
 _SUBJECT = ("weights", "graph")
 
@@ -92,7 +95,8 @@ class Store:
             build: Writes the artifact's files into the folder that it is given.
 
         Raises:
-            EngineError: The cache cannot be written, or `build` raised it. Nothing half made is left.
+            EngineError: The cache cannot be written and has none that is whole, or `build` raised it. Nothing half made
+                is left.
         """
         folder = self.root / _name(key)
         try:
@@ -106,9 +110,31 @@ class Store:
                 f"the engine cache {self.root} went away in the middle: {error}", "a folder that stays", "run it again"
             ) from error
         except OSError as error:
+            if error.errno in _NOT_OURS:
+                return self._as_it_is(folder, key, error)
             raise EngineError(
                 f"the engine cache {self.root} cannot be used: {error}", "a folder with room", _FREE_SPACE
             ) from error
+        return folder
+
+    def has(self, key: Mapping[str, str]) -> bool:
+        """Whether an artifact was made from this; `get_or_build` finds out whether it is still whole."""
+        try:
+            read_manifest(self.root / _name(key))
+        except EngineError:
+            return False
+        return True
+
+    def find(self, key: Mapping[str, str]) -> Path | None:
+        """The folder of an artifact that is whole; None where there is none, which is no reason to build one."""
+        if not self.has(key):
+            return None
+        folder = self.root / _name(key)
+        try:
+            verify(folder, key)
+        except EngineError as error:
+            _log.warning("%s; it is not used", error.seen)
+            return None
         return folder
 
     def folders(self) -> list[Path]:
@@ -128,6 +154,18 @@ class Store:
                 shutil.rmtree(folder)
         except OSError as error:
             raise EngineError(f"{folder} cannot be removed: {error}", "a folder of one's own", "remove it") from error
+
+    def _as_it_is(self, folder: Path, key: Mapping[str, str], refusal: OSError) -> Path:
+        """The folder, where nothing may be written beside it."""
+        try:
+            verify(folder, key)
+        except EngineError as error:
+            raise EngineError(
+                f"the engine cache {self.root} may not be written: {refusal}; the engine is not there: {error.seen}",
+                "a folder that may be written",
+                "let XDG_CACHE_HOME name one, or let who may write this one run telme-stream engines build",
+            ) from refusal
+        return folder
 
     @contextmanager
     def _locked(self, path: Path) -> Iterator[None]:

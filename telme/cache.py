@@ -13,6 +13,7 @@ import platform
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -41,7 +42,8 @@ class MediaCache:
     """`FeatureMaker.media` of clips, from disk where it is there.
 
     Args:
-        folder: Where files are kept; made if need be. Several makers and processes may share it.
+        folder: Where files are kept; made if need be. Several makers and processes may share it, and one that is whole
+            may lie where nothing can be written.
         maker: Makes what is not there.
     """
 
@@ -56,7 +58,7 @@ class MediaCache:
         self._folder = folder / digest_of(self._settings)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self._folder / "settings.json", json.dumps(self._settings, indent=2).encode())
+            _keep(self._folder / "settings.json", json.dumps(self._settings, indent=2).encode())
         except OSError as error:
             raise unwritable(self._folder, error) from error
 
@@ -202,6 +204,14 @@ def _kept(path: Path) -> Media | None:
         return Media(**held, **missing, blank=said["blank"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return None
+
+
+def _keep(path: Path, content: bytes) -> None:
+    """Write a file unless it says that already."""
+    with suppress(FileNotFoundError):
+        if path.read_bytes() == content:
+            return
+    write_whole(path, content)
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import shutil
 import signal
 import subprocess
@@ -196,21 +198,100 @@ END
 
 def test_a_disk_that_has_no_room_for_the_manifest_either(tmp_path: Path) -> None:
     """A real file system of 64 KiB, in a name space of its own."""
+    error, entries = in_a_file_system(FULL_DISK, tmp_path)
+    assert "No space left on device" in error
+    assert entries == "[]"
+
+
+def in_a_file_system(script: str, folder: Path) -> list[str]:
+    """What a script says that mounts one at a folder."""
     if shutil.which("unshare") is None:
         pytest.skip("no unshare to mount a small file system with")
-    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", FULL_DISK, "sh", str(tmp_path), sys.executable]
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh", str(folder), sys.executable]
     done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
     if done.returncode in (1, 77) and "Traceback" not in done.stderr:
         pytest.skip(f"this user may not mount a small file system: {done.stderr.strip()}")
-    error, entries = done.stdout.splitlines()
-    assert "No space left on device" in error
-    assert entries == "[]"
+    return done.stdout.splitlines()
 
 
 def test_a_cache_that_may_not_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
     with pytest.raises(EngineError, match=r"cache .*cache cannot be used"):
         Store(tmp_path / "cache").get_or_build(KEY, writes("a plan"))
+
+
+def lock_nothing(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the cache is another user's or in an image: permissions do not bind root, who may run the tests."""
+    opened = os.open
+
+    def refuse(path: str | Path, flags: int, mode: int = 0o777) -> int:
+        if str(path).endswith(".lock"):
+            raise OSError(code, os.strerror(code), str(path))
+        return opened(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", refuse)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_a_whole_artifact_is_taken_from_where_nothing_may_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    folder = Store(tmp_path).get_or_build(KEY, writes("a plan"))
+    lock_nothing(code, monkeypatch)
+    assert Store(tmp_path).get_or_build(KEY, refuses) == folder
+    with pytest.raises(EngineError, match=r"may not be written: .*not there.*a folder that may be written.*XDG_CACHE"):
+        Store(tmp_path).get_or_build({**KEY, "graph": "audio"}, refuses)
+    (folder / "plan").write_text("a plam")
+    with pytest.raises(EngineError, match=r"may not be written: .*plan is damaged.*a folder that may be written"):
+        Store(tmp_path).get_or_build(KEY, refuses)
+    assert (folder / "plan").read_text() == "a plam"
+
+
+READ_ONLY = """
+mount -t tmpfs tmpfs "$1" || exit 77
+for option in rw ro; do
+    mount -o remount,$option "$1" || exit 77
+    "$2" - "$1" $option <<'END'
+import sys
+from pathlib import Path
+from engines.store import Store
+from telme.errors import EngineError
+
+for weights in "01":
+    def build(folder):
+        print("built", weights)
+    try:
+        Store(Path(sys.argv[1]) / "cache").get_or_build({"weights": weights}, build)
+        print("found", weights)
+    except EngineError as error:
+        print(error)
+    if sys.argv[2] == "rw":
+        break
+END
+done
+"""
+
+
+def test_a_file_system_that_is_read_only(tmp_path: Path) -> None:
+    """A real one, in a name space of its own."""
+    first, *then = in_a_file_system(READ_ONLY, tmp_path)
+    assert (first, then[:2]) == ("built 0", ["found 0"] * 2)
+    assert "Read-only file system" in then[2]
+    assert "a folder that may be written" in then[2]
+
+
+def test_an_artifact_is_found_without_building_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = Store(tmp_path / "cache")
+    assert store.find(KEY) is None
+    assert not store.root.exists()
+    folder = store.get_or_build(KEY, writes("a plan"))
+    assert store.has(KEY)
+    assert store.find(KEY) == folder
+    assert caplog.text == ""
+    (folder / "plan").write_text("a plam")
+    assert store.has(KEY)
+    assert store.find(KEY) is None
+    assert "plan is damaged" in caplog.text
 
 
 def test_a_cache_that_goes_away_in_mid_build_says_so(tmp_path: Path) -> None:

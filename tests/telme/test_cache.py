@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +137,26 @@ def test_a_full_disk_is_one_clear_error_and_leaves_no_half_file(
     with pytest.raises(DataError, match=r"cannot be written: No space left on device.*free some space"):
         prepare(cache, [source], workers)
     assert [path.name for path in (tmp_path / "cache").glob("*/*")] == ["settings.json"]
+
+
+def test_a_whole_cache_is_read_where_nothing_can_be_written(
+    tmp_path: Path, source: ClipSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maker = maker_of(tmp_path)
+    first = MediaCache(tmp_path / "cache", maker).media(source)
+    (settings,) = (tmp_path / "cache").glob("*/settings.json")
+
+    def refuse(path: Path, content: bytes) -> int:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as read_only:
+        read_only.setattr(Path, "write_bytes", refuse)
+        assert same(MediaCache(tmp_path / "cache", maker).media(source), first)
+        settings.write_text("{", encoding="utf-8")
+        with pytest.raises(DataError, match=r"cannot be written: Read-only file system.*--cache"):
+            MediaCache(tmp_path / "cache", maker)
+    MediaCache(tmp_path / "cache", maker)
+    assert json.loads(settings.read_bytes())["read"] == list(maker.media_settings["read"])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
