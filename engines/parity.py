@@ -25,6 +25,7 @@ from engines.spec import RunSettings
 from engines.store import Store
 from telme.bundle import Bundle, load_bundle
 from telme.data import ClipSource, read_rows, windows
+from telme.datasets import DATASETS
 from telme.dialogue import Turn
 from telme.errors import DataError, TelmeStreamError
 from telme.features import FeatureMaker, Features, Missing
@@ -82,12 +83,12 @@ def logits(predictor: Predictor, features: Sequence[Features], temperature: floa
 
 
 def annotated(bundle: Bundle, csv: Path) -> tuple[list[Features], list[int]]:
-    """The utterances of an annotation file, as text, and their labels.
+    """The utterances of an annotation file of the bundle's data set, as text, and their labels.
 
     Raises:
         DataError: It does not hold what it must.
     """
-    rows = read_rows(csv)
+    rows = read_rows(csv, DATASETS[bundle.config.dataset])
     maker = FeatureMaker(bundle.tokenizer, bundle.config)
     made = [maker.make(window) for window in windows(rows, bundle.config.max_turns, maker.mode)]
     return made, [row.label for row in rows]
@@ -170,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--backends", nargs="+", default=DEFAULT, help=f"BACKEND-PRECISION (default: {' '.join(DEFAULT)})"
     )
     inputs = parser.add_mutually_exclusive_group(required=True)
-    inputs.add_argument("--csv", type=Path, help="annotation file; text alone")
+    inputs.add_argument("--csv", type=Path, help="annotation file of the bundle's data set; text alone")
     inputs.add_argument("--transcript", type=Path, help="JSON as examples/conversation.json; needs --recording")
     parser.add_argument("--recording", type=Path, help="the transcript's sound and pictures")
     options = parser.parse_args(arguments)

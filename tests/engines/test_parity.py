@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from engines.parity import compare, conversation, main
-from telme.bundle import load_bundle
+from telme.bundle import load_bundle, save_bundle
 from telme.errors import DataError
 from telme.features import Missing
-from tests.bundles import make_full_bundle, make_tiny_bundle
+from telme.modeling import TelmeModel
+from tests.bundles import make_full_bundle, make_tiny_bundle, tiny_config, tiny_tokenizer
+from tests.miniature import make_iemocap
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 EXPECTED = np.array([[2.0, -1.0, -1.0], [-1.0, 2.0, -1.0], [-1.0, -1.0, 2.0], [2.0, -1.0, -1.0]])
@@ -69,3 +71,18 @@ def test_the_command_prints_a_row_a_backend(tmp_path: Path, capsys: pytest.Captu
     assert 0 < rows[0]["largest"] < 1e-4
     assert main(["--bundle", str(tmp_path / "nothing"), *recorded]) == 1
     assert "parity: error: no bundle" in capsys.readouterr().err
+
+
+def test_annotations_are_read_as_the_bundles_data_set_has_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = tiny_tokenizer()
+    config = tiny_config(len(tokenizer))
+    config.dataset = "iemocap"
+    save_bundle(tmp_path / "bundle", config, TelmeModel(config).text, tokenizer, "# A toy for tests.\n")
+    csv = make_iemocap(tmp_path / "iemocap", train=1, dev=1) / "IEMOCAP_dev.csv"
+    assert main(["--bundle", str(tmp_path / "bundle"), "--backends", "onnx-fp32", "--csv", str(csv)]) == 0
+    (row,) = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert row["n"] == len(csv.read_text(encoding="utf-8").splitlines()) - 1
+    assert row["labels_equal"] == 1
+    assert row["f1_difference"] == 0
