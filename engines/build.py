@@ -1,7 +1,7 @@
 """ONNX graph -> TensorRT plan, with `tensorrt` or `tensorrt_rtx`, whichever is installed.
 
 Precision comes from the graph: TensorRT 11 and TensorRT-RTX know no other way (strong typing). TensorRT-RTX builds
-without a GPU, for every GPU on its list; `tensorrt` builds on and for the GPU at hand.
+without a GPU, for every GPU from Ampere on; `tensorrt` builds on and for the GPU at hand.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ from telme.errors import EngineError, MissingDependency
 
 # In the order of preference: the first knows every GPU.
 MODULES: Mapping[str, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
+RTX = MODULES["tensorrt_rtx"]
 NO_GPU = "no GPU"
 PLAN_FILE = "engine.plan"
+_TURING = (7, 5)
 # Part of every plan's key: raise it when a change here changes plans.
-_BUILD_REVISION = "1"
+_BUILD_REVISION = "2"
 
 # The share of the work that is done, 0 to 1.
 Progress = Callable[[float], None]
@@ -108,7 +110,6 @@ def cached_plan(
         EngineError: It cannot be exported, built or cached.
         MissingDependency: What exports it is not installed.
     """
-    target = {"build": _BUILD_REVISION, "backend": tensorrt.name, "version": tensorrt.version, "gpu": gpu_name()}
 
     def tell(share: float) -> None:
         store.on_work()
@@ -119,7 +120,32 @@ def cached_plan(
             graph = export_graph(bundle, part, settings.precision, Path(graphs))
             build_plan(tensorrt, graph_spec(bundle.config, part), settings, graph, folder / PLAN_FILE, tell)
 
-    return store.get_or_build({**graph_key(bundle, part), **settings.key(), **target}, build) / PLAN_FILE
+    return store.get_or_build(_plan_key(tensorrt, bundle, part, settings, gpu_name()), build) / PLAN_FILE
+
+
+def carried_plan(store: Store, tensorrt: Toolkit, bundle: Bundle, part: Part, settings: BuildSettings) -> Path | None:
+    """The plan that TensorRT-RTX compiled where there was no GPU, for use on the GPU at hand.
+
+    Args:
+        store: The cache.
+        tensorrt: What would run it.
+        bundle: Its networks.
+        part: Which.
+        settings: Precision and profiles.
+
+    Returns:
+        None where there is none that is whole, no GPU, or a plan made on this GPU, which goes before.
+    """
+    gpu = gpu_name()
+    if tensorrt.name != RTX or gpu == NO_GPU or store.has(_plan_key(tensorrt, bundle, part, settings, gpu)):
+        return None
+    folder = store.find(_plan_key(tensorrt, bundle, part, settings, NO_GPU))
+    return None if folder is None else folder / PLAN_FILE
+
+
+def _plan_key(tensorrt: Toolkit, bundle: Bundle, part: Part, settings: BuildSettings, gpu: str) -> dict[str, str]:
+    target = {"build": _BUILD_REVISION, "backend": tensorrt.name, "version": tensorrt.version, "gpu": gpu}
+    return {**graph_key(bundle, part), **settings.key(), **target}
 
 
 def build_tiny_plan(tensorrt: Toolkit, plan: Path) -> None:
@@ -136,7 +162,8 @@ def build_tiny_plan(tensorrt: Toolkit, plan: Path) -> None:
     copied = network.add_identity(network.add_input("x", trt.float32, (1,))).get_output(0)
     copied.name = "y"
     network.mark_output(copied)
-    _write(tensorrt, builder.build_serialized_network(network, builder.create_builder_config()), "smallest", log, plan)
+    made = builder.build_serialized_network(network, builder_config(tensorrt, builder))
+    _write(tensorrt, made, "smallest", log, plan)
 
 
 def build_plan(
@@ -170,7 +197,7 @@ def build_plan(
     if not parser.parse_from_file(str(graph)):
         raise _parse_error(tensorrt, spec, parser)
     _let_attention_decompose(trt, network)
-    config = builder.create_builder_config()
+    config = builder_config(tensorrt, builder)
     if settings.precision == "fp32":
         config.clear_flag(trt.BuilderFlag.TF32)  # on by default, and 13 bits of the mantissa short of float32
     # TensorRT-RTX only: memory is allocated before a run, never in it, as the capture in a CUDA graph needs.
@@ -181,6 +208,19 @@ def build_plan(
     made = _built(trt, builder, network, config, progress)
     _write(tensorrt, made, spec.part, log, plan)
     progress(1.0)
+
+
+def builder_config(tensorrt: Toolkit, builder: Any) -> Any:
+    """A builder's settings, with the GPUs to build for.
+
+    TensorRT-RTX builds for Ampere and what came after unless it is told otherwise (its manual, "CPU-Only AOT and
+    TensorRT-RTX Engines"); Turing needs a plan of its own, which is made on such a GPU.
+    """
+    config = builder.create_builder_config()
+    if tensorrt.name == RTX and torch.cuda.is_available() and torch.cuda.get_device_capability() == _TURING:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(tensorrt.api.ComputeCapability.SM75, 0)
+    return config
 
 
 def _builder(tensorrt: Toolkit, log: Any) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engines.build import Toolkit, build_tiny_plan, cached_plan, make_logger, toolkit
+from engines.build import Toolkit, build_tiny_plan, cached_plan, carried_plan, gpu_name, make_logger, toolkit
 from engines.cuda import CudaDevice, CudaNetworks, Device, Inputs, Outputs, Program, Sizes, Work, extent
 from engines.spec import BuildSettings, GraphSpec, Precision, Profile, RunSettings, default_profiles, graph_spec
 from engines.store import Store
@@ -48,12 +48,16 @@ class Plan:
         tensorrt: What loads it: the version that built it.
         file: The plan.
 
+    Attributes:
+        file: The plan.
+
     Raises:
         EngineError: It cannot run here, and why.
     """
 
     def __init__(self, tensorrt: Toolkit, file: Path) -> None:
         self.tensorrt = tensorrt
+        self.file = file
         self.log = make_logger(tensorrt.api)
         self._runtime = tensorrt.api.Runtime(self.log)
         try:
@@ -209,6 +213,18 @@ def check_runs_here(tensorrt: Toolkit) -> None:
         Plan(tensorrt, plan)
 
 
+def load_carried(store: Store, tensorrt: Toolkit, bundle: Bundle, part: Part, settings: BuildSettings) -> Plan | None:
+    """The plan that was compiled without a GPU, loaded; None where there is none, or it does not run on this one."""
+    file = carried_plan(store, tensorrt, bundle, part, settings)
+    if file is None:
+        return None
+    try:
+        return Plan(tensorrt, file)
+    except EngineError as error:
+        _log.warning("%s; the %s plan is compiled for %s", error.seen, part, gpu_name())
+        return None
+
+
 def tensorrt_networks(
     bundle: Bundle,
     precision: Precision,
@@ -230,6 +246,8 @@ def tensorrt_networks(
     for part in bundle.config.parts:
         spec = graph_spec(bundle.config, part)
         settings = BuildSettings(precision, default_profiles(spec))
-        plan = Plan(tensorrt, cached_plan(store, tensorrt, bundle, part, settings))
+        plan = load_carried(store, tensorrt, bundle, part, settings)
+        if plan is None:
+            plan = Plan(tensorrt, cached_plan(store, tensorrt, bundle, part, settings))
         programs[part] = PlanProgram(plan, spec, settings.profiles, where)
     return CudaNetworks(bundle, programs, where, f"{tensorrt.name}-{precision}", run.cuda_graphs)

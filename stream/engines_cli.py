@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -124,20 +125,32 @@ def _built(store: Store, choice: Choice, bundle: Bundle, part: Part, progress: P
     from engines.build import cached_plan, toolkit
     from engines.onnx import cached_graph
     from engines.spec import BuildSettings, default_profiles, graph_spec
+    from engines.tensorrt import load_carried
 
     if choice.backend == "onnx":
         return cached_graph(bundle, part, choice.precision, store).parent
     settings = BuildSettings(choice.precision, default_profiles(graph_spec(bundle.config, part)))
-    return cached_plan(store, toolkit(), bundle, part, settings, progress).parent
+    tensorrt = toolkit()
+    carried = load_carried(store, tensorrt, bundle, part, settings)
+    file = cached_plan(store, tensorrt, bundle, part, settings, progress) if carried is None else carried.file
+    return file.parent
 
 
 def _line(manifest: Manifest) -> str:
     key = manifest.key
+    gpu = "any GPU that it accepts" if _is_carried(key) else key.get("gpu", "the processor")
     return (
         f"{key.get('graph', '?'):<7} {key.get('precision', '?').strip(chr(34)):<5} {key.get('backend', '?')}"
-        f" {key.get('version', '?')} for {key.get('gpu', 'the processor')}, weights {key.get('weights', '?')[:12]},"
+        f" {key.get('version', '?')} for {gpu}, weights {key.get('weights', '?')[:12]},"
         f" {manifest.size_bytes / 1e6:.1f} MB, built {manifest.built} in {manifest.build_s} s"
     )
+
+
+def _is_carried(key: Mapping[str, str]) -> bool:
+    """Whether it is a plan made without a GPU, which serves on any that TensorRT-RTX's own check finds fit."""
+    from engines.build import NO_GPU, RTX
+
+    return (key.get("backend"), key.get("gpu")) == (RTX, NO_GPU)
 
 
 def _why_useless(folder: Path) -> str:
@@ -169,7 +182,8 @@ def _other_here(manifest: Manifest) -> dict[str, str]:
     here = {"export": exporter()}
     if backend in MODULES.values():
         found = toolkit()
-        here |= {"backend": found.name, "version": found.version, "gpu": gpu_name()}
+        here |= {"backend": found.name, "version": found.version}
+        here |= {} if _is_carried(manifest.key) else {"gpu": gpu_name()}
     else:
         here["version"] = str(torch.__version__) if backend.startswith("torch") else import_onnxruntime().__version__
     return {field: value for field, value in here.items() if manifest.key.get(field) != value}

@@ -17,11 +17,26 @@ import numpy as np
 import onnx
 import pytest
 import tensorrt_rtx
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.build import PLAN_FILE, Phases, Toolkit, build_plan, cached_plan, first_errors, gpu_name, shapes, toolkit
+import engines.build
+from engines.build import (
+    NO_GPU,
+    PLAN_FILE,
+    Phases,
+    Toolkit,
+    build_plan,
+    builder_config,
+    cached_plan,
+    carried_plan,
+    first_errors,
+    gpu_name,
+    shapes,
+    toolkit,
+)
 from engines.export import export_graph
 from engines.spec import BuildSettings, GraphSpec, Range, TensorSpec, default_profiles, graph_spec
 from engines.store import MANIFEST_FILE, Store, verify
@@ -76,6 +91,18 @@ def test_every_part_builds_with_its_profiles(tmp_path: Path, bundle: Bundle, par
     assert len(told) > 10
 
 
+def test_turing_gets_a_plan_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which the plan for all others, made without a GPU or with a newer one, would not be."""
+    found, builder = toolkit(), tensorrt_rtx.Builder(tensorrt_rtx.Logger(tensorrt_rtx.Logger.INTERNAL_ERROR))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for capability, targets in (((8, 6), []), ((7, 5), [tensorrt_rtx.ComputeCapability.SM75])):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda capability=capability: capability)
+        config = builder_config(found, builder)
+        assert [config.get_compute_capability(index) for index in range(config.num_compute_capabilities)] == targets
+    with pytest.raises(EngineError, match=r"Turing \(SM75\): FP32 GEMM is not supported"):
+        build_plan(found, SPEC, SETTINGS, write_graph(tmp_path), tmp_path / "plan")
+
+
 def test_attention_in_float32_which_has_no_kernel_of_its_own_is_built_of_several(tmp_path: Path) -> None:
     shape = ("batch", 2, "tokens", 16)
     names = ("q", "k", "v")
@@ -103,6 +130,23 @@ def test_plans_are_cached_and_a_stale_one_is_named(
         newer = cached_plan(store, replace(found, version="9.9"), bundle, "fusion", settings)
     assert newer != plan
     assert f"the nearest has version '{found.version}' instead of '9.9'" in caplog.text
+
+
+def test_a_plan_made_without_a_gpu_is_found_on_one(
+    tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = BuildSettings("fp16", default_profiles(graph_spec(bundle.config, "fusion")))
+    store, found = Store(tmp_path / "cache"), toolkit()
+    monkeypatch.setattr(engines.build, "gpu_name", lambda: NO_GPU)
+    plan = cached_plan(store, found, bundle, "fusion", settings)
+    assert carried_plan(store, found, bundle, "fusion", settings) is None, "where there is none, it cannot run"
+    monkeypatch.setattr(engines.build, "gpu_name", lambda: "NVIDIA L4 8.9")
+    assert carried_plan(store, found, bundle, "fusion", settings) == plan
+    for other in (replace(found, name="tensorrt"), replace(found, version="9.9")):
+        assert carried_plan(store, other, bundle, "fusion", settings) is None
+    assert carried_plan(store, found, bundle, "text", settings) is None
+    plan.write_bytes(b"damage")
+    assert carried_plan(store, found, bundle, "fusion", settings) is None
 
 
 def test_a_plan_of_int8_says_which_there_are(tmp_path: Path, bundle: Bundle) -> None:

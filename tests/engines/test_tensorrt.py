@@ -11,17 +11,19 @@ import pytest
 import tensorrt_rtx
 import torch
 
-from engines.build import Toolkit, build_plan, toolkit
+import engines.build
+import engines.tensorrt
+from engines.build import NO_GPU, Toolkit, build_plan, cached_plan, toolkit
 from engines.cuda import CudaDevice, CudaNetworks
 from engines.export import example_inputs, part_module
-from engines.spec import GraphSpec, Range, RunSettings, TensorSpec, default_profiles, graph_spec
+from engines.spec import BuildSettings, GraphSpec, Range, RunSettings, TensorSpec, default_profiles, graph_spec
 from engines.store import Store
 from engines.tensorrt import Plan, PlanProgram, bindings, choose_profile, faults_named, tensorrt_networks
 from telme.bundle import Bundle, load_bundle
 from telme.config import Part
 from telme.errors import EngineError, OutOfMemory, PredictorError
 from telme.predictor import TorchNetworks
-from tests.bundles import make_full_bundle
+from tests.bundles import make_full_bundle, make_tiny_bundle
 from tests.engines.fake_cuda import FakeContext, FakeDevice, FakeEngine
 from tests.engines.test_build import SETTINGS, SPEC, write_graph
 
@@ -35,8 +37,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return load_bundle(str(make_full_bundle(tmp_path_factory.mktemp("bundle"))))
 
 
-def fake_toolkit(engine: FakeEngine | None, validity: Any = Validity.VALID, found: int = 0) -> Toolkit:
-    """TensorRT-RTX whose runtime loads a fake engine."""
+def fake_toolkit(
+    engine: FakeEngine | None, validity: Any = Validity.VALID, found: int = 0, unfit: bytes = b""
+) -> Toolkit:
+    """TensorRT-RTX whose runtime loads a fake engine, but for a plan that reads `unfit`."""
 
     class Runtime:
         engine_header_size = 64
@@ -46,7 +50,7 @@ def fake_toolkit(engine: FakeEngine | None, validity: Any = Validity.VALID, foun
 
         def get_engine_validity(self, header: bytes) -> tuple[Any, int]:
             assert len(header) <= 64
-            return validity, found
+            return (Validity.INVALID, int(FLAGS["UNSUPPORTED_CC"])) if header == unfit else (validity, found)
 
         def deserialize_cuda_engine(self, content: bytes) -> FakeEngine | None:
             if engine is None:
@@ -171,6 +175,35 @@ def test_a_plan_that_is_not_at_its_best_runs_and_says_so(tmp_path: Path, caplog:
     engine = FakeEngine(SPEC, SETTINGS.profiles, torch.nn.Identity())
     assert Plan(fake_toolkit(engine, Validity.SUBOPTIMAL), tmp_path / "plan").engine is engine
     assert "not at its best" in caplog.text
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_a_plan_made_without_a_gpu_runs_where_its_own_check_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, accepted: bool
+) -> None:
+    """Else one is compiled for the GPU at hand, and that once."""
+    tiny = load_bundle(str(make_tiny_bundle(tmp_path / "bundle")))
+    spec = graph_spec(tiny.config, "text")
+    engine = FakeEngine(spec, default_profiles(spec), part_module(tiny, "text", "fp16"))
+    tensorrt = fake_toolkit(engine, unfit=b"" if accepted else b"made for no GPU")
+    made: list[str] = []
+
+    def compile_it(*given: Any) -> None:
+        made.append(engines.build.gpu_name())
+        given[4].write_bytes(f"made for {made[-1]}".encode())
+
+    monkeypatch.setattr(engines.build, "export_graph", lambda *given: Path())
+    monkeypatch.setattr(engines.build, "build_plan", compile_it)
+    monkeypatch.setattr(engines.tensorrt, "toolkit", lambda: tensorrt)
+    monkeypatch.setattr(engines.tensorrt, "check_runs_here", lambda found: None)
+    monkeypatch.setattr(engines.build, "gpu_name", lambda: NO_GPU)
+    store = Store(tmp_path / "cache")
+    cached_plan(store, tensorrt, tiny, "text", BuildSettings("fp16", default_profiles(spec)))
+    monkeypatch.setattr(engines.build, "gpu_name", lambda: "NVIDIA L4 8.9")
+    for _ in range(2):
+        tensorrt_networks(tiny, "fp16", RunSettings(cuda_graphs=False), store, device=FakeDevice())
+    assert made == ([NO_GPU] if accepted else [NO_GPU, "NVIDIA L4 8.9"])
+    assert caplog.text.count("cannot run here: UNSUPPORTED_CC") == (0 if accepted else 1)
 
 
 def test_a_cache_that_goes_away_matters_before_loading_only(bundle: Bundle, tmp_path: Path) -> None:

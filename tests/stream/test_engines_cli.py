@@ -18,6 +18,7 @@ import torch
 import engines.build
 import engines.export
 import engines.onnx
+import engines.tensorrt
 from telme.errors import MissingDependency
 from tests.bundles import make_tiny_bundle
 from tests.commands import ANY_PORT, EXAMPLES, run_here, running
@@ -63,7 +64,7 @@ def _read(descriptor: int) -> bytes:
 
 
 def test_build_list_verify_damage_and_build_again(
-    bundle: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    bundle: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done, shown = on_a_terminal("build", "--bundle", str(bundle))
     assert done.returncode == 0
@@ -81,11 +82,6 @@ def test_build_list_verify_damage_and_build_again(
     assert (folder / "engine.plan").stat().st_mtime_ns == built
     captured = capsys.readouterr()
     assert captured.err == "", "no bar where nobody looks"
-
-    with monkeypatch.context() as other:
-        other.setattr(engines.build, "gpu_name", lambda: "NVIDIA L4 8.9")
-        assert run("verify") == 0
-        assert re.match(r"--  text .*; this machine has gpu NVIDIA L4 8\.9\n", capsys.readouterr().out)
 
     with (folder / "engine.plan").open("r+b") as plan:
         plan.seek(1000)
@@ -146,14 +142,39 @@ def test_what_no_version_here_would_take_is_pruned(
     assert not [path for path in cache.iterdir() if path.is_dir()]
 
 
+def test_a_plan_made_without_a_gpu_serves_on_one_that_it_accepts(
+    bundle: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here TensorRT-RTX's own check, without a GPU, accepts none; then a stand-in that accepts it."""
+    monkeypatch.setattr(engines.build, "gpu_name", lambda: engines.build.NO_GPU)
+    assert run("build", "--bundle", str(bundle)) == 0
+    monkeypatch.setattr(engines.build, "gpu_name", lambda: "NVIDIA L4 8.9")
+    assert run("verify") == 0
+    assert run("prune") == 0
+    assert [line[:9] for line in capsys.readouterr().out.splitlines()] == ["text    f", "ok  text "]
+    with monkeypatch.context() as accepting:
+        accepting.setattr(engines.tensorrt, "Plan", lambda tensorrt, file: SimpleNamespace(file=file))
+        assert run("build", "--bundle", str(bundle)) == 0
+    assert "for any GPU that it accepts, weights" in capsys.readouterr().out
+    assert run("build", "--bundle", str(bundle)) == 0
+    assert "for NVIDIA L4 8.9, weights" in capsys.readouterr().out
+    assert run("list") == 0
+    assert sorted(re.findall("for (.*), weights", capsys.readouterr().out)) == [
+        "NVIDIA L4 8.9",
+        "any GPU that it accepts",
+    ]
+
+
 def test_a_plan_of_another_gpu_or_environment_stays(
     bundle: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(engines.build, "gpu_name", lambda: "NVIDIA A10 8.6")
     assert run("build", "--bundle", str(bundle)) == 0
+    monkeypatch.setattr(engines.build, "gpu_name", lambda: "NVIDIA L4 8.9")
     capsys.readouterr()
-    with monkeypatch.context() as other:
-        other.setattr(engines.build, "gpu_name", lambda: "NVIDIA L4 8.9")
-        assert run("prune") == 0
+    assert run("verify") == 0
+    assert re.match(r"--  text .*; this machine has gpu NVIDIA L4 8\.9\n", capsys.readouterr().out)
+    assert run("prune") == 0
 
     def lacking() -> None:
         raise MissingDependency("no TensorRT", "one", "install it")
