@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from telme.datasets import Dataset
 from telme.evaluate import Report
+from telme.modes import mode_named
 from telme.recipes import Recipe, differences
 
 _LICENCES = {
@@ -34,6 +35,8 @@ def model_card(data: Dataset, recipe: Recipe, stage: str, reports: Mapping[str, 
         f" expected calibration error {report.calibration_error:.3f}, {report.n} utterances"
         for name, report in reports.items()
     )
+    is_grouped = stage != "teacher" and mode_named(recipe.mode).fusion_across_batch
+    protocol = "published protocol: groups of rows in the file's order" if is_grouped else "streaming protocol"
     changed = "\n".join(f"- {line}" for line in differences(recipe, data.name)) or "- nothing"
     return f"""# TelME, stage `{stage}`
 
@@ -43,7 +46,7 @@ TelME (Yun et al., NAACL 2024, arXiv 2401.12987), trained with `python -m telme.
 Data: {data.name}'s training split ({_LICENCES[data.name]}). The epoch, and the temperature, were chosen on the dev
 split; the test split was not looked at.
 
-## Figures on dev (chosen and calibrated there, so a little too good; gold text, streaming protocol)
+## Figures on dev (chosen and calibrated there, so a little too good; gold text, {protocol})
 
 {figures}
 

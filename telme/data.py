@@ -87,7 +87,7 @@ def read_rows(path: Path, data: Dataset = MELD_DATA) -> list[Row]:
                 raise DataError(
                     f"{path} without column {', '.join(lacking)}",
                     f"the columns of {data.name}: {', '.join(data.columns.names)}",
-                    "check the file, and --dataset",
+                    "check the file, and whose data set --dataset or --bundle names",
                 )
             rows = [_row(path, reader.line_num, record, data) for record in reader]
     except UnicodeDecodeError as error:

@@ -119,16 +119,16 @@ _PUBLISHED = {
     "iemocap": _published("iemocap", teacher_lr=1e-5, fusion_epochs=8),
 }
 
+_CLEAN_MAX_TURNS = {"meld": 24}
 _STEPS = "the schedule counts steps of the optimizer: the rate warms up for one epoch and ends at 0"
 _CLIP = "gradients are clipped without a loss scale, at the 10 that the code names"
 _BFLOAT16 = "bfloat16 needs no loss scale and runs on CPUs too"
 
 
-def _clean(published: Recipe) -> Recipe:
+def _clean(published: Recipe, dataset: str) -> Recipe:
     student = replace(published.audio, clip=10.0, schedule_counts="steps", precision="bfloat16")
     changes = {
         "mode": "inputs are made the right way; telme.modes says what that is",
-        "max_turns": "MELD's dialogues have no more, so nothing longer is learnt, and live ones go on for ever",
         "teacher.schedule_counts": _STEPS,
         "teacher.precision": _BFLOAT16,
     }
@@ -138,11 +138,14 @@ def _clean(published: Recipe) -> Recipe:
             f"{network}.clip": _CLIP,
             f"{network}.precision": _BFLOAT16,
         }
+    max_turns = _CLEAN_MAX_TURNS.get(dataset, published.max_turns)
+    if max_turns != published.max_turns:
+        changes["max_turns"] = "its dialogues have no more, so nothing longer is learnt, and live ones go on for ever"
     return replace(
         published,
         name="clean",
         mode=CLEAN.name,
-        max_turns=24,
+        max_turns=max_turns,
         teacher=replace(published.teacher, schedule_counts="steps", precision="bfloat16"),
         audio=student,
         video=student,
@@ -153,7 +156,7 @@ def _clean(published: Recipe) -> Recipe:
 
 RECIPES: Mapping[str, Mapping[str, Recipe]] = {
     "published": _PUBLISHED,
-    "clean": {dataset: _clean(recipe) for dataset, recipe in _PUBLISHED.items()},
+    "clean": {dataset: _clean(recipe, dataset) for dataset, recipe in _PUBLISHED.items()},
 }
 
 

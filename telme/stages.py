@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from telme.bundle import TEXT_FILE, Bundle, load_bundle, save_bundle
-from telme.cache import ClipReport, MediaCache, prepare
+from telme.cache import ClipReport, MediaCache, digest_of, prepare
 from telme.card import model_card
 from telme.checkpoints import write_json
 from telme.config import Part, TelmeConfig
@@ -27,8 +27,8 @@ from telme.datasets import Dataset, Split
 from telme.encodings import kept_tensors, student_features, teacher_answers
 from telme.errors import BundleError, DataError, UsageError
 from telme.evaluate import Report
-from telme.features import FeatureMaker, Media
-from telme.fitting import Run, Task, fit
+from telme.features import FeatureMaker, Media, Missing
+from telme.fitting import Run, Task, fit, fit_temperature
 from telme.frames import FRAMES
 from telme.fusion import AttentionShiftFusion
 from telme.learners import (
@@ -49,6 +49,7 @@ from telme.pretrained import pretrained_config, pretrained_encoder, pretrained_t
 from telme.recipes import Recipe
 
 _SPLITS: tuple[Split, Split] = ("train", "dev")
+_STUDENTS: tuple[Student, Student] = ("audio", "video")
 _STUDENT_KINDS: Mapping[Student, tuple[str, ...]] = {"audio": ("data2vec-audio",), "video": ("timesformer",)}
 
 
@@ -147,6 +148,9 @@ def train_students(job: Job, start: str, cache: Path, students: Sequence[Student
     clips = _Clips(job, bundle, config, cache)
     teacher = TorchNetworks(bundle.model)
     said = {split: _teacher_answers(job, bundle, clips, teacher, split) for split in _SPLITS}
+    if bundle.config.fusion is not None:  # whose temperature is not the teacher's
+        truth = _labels(clips.rows["dev"])
+        config.calibration_temperature = fit_temperature(said["dev"]["logits"].float().numpy(), truth)
     reports: dict[str, Report] = {}
     for student in students:
         torch.manual_seed(job.run.seed)
@@ -162,7 +166,7 @@ def train_students(job: Job, start: str, cache: Path, students: Sequence[Student
                 **job.described,
                 "init": getattr(job.recipe, f"{student}_init"),
                 "teacher": _digest(bundle.folder / TEXT_FILE),
-                "clips": {split: len(examples[split]) for split in _SPLITS},
+                "clips": clips.digests(student),
                 **asdict(job.recipe.distillation),
             },
         )
@@ -201,7 +205,12 @@ def train_fusion(job: Job, start: str, cache: Path) -> Report:
         train=examples["train"],
         dev=examples["dev"],
         collate=stack_features,
-        described={**job.described, "encoders": bundle.weights, **asdict(job.recipe.fusion_settings)},
+        described={
+            **job.described,
+            "encoders": bundle.weights,
+            "clips": {name: clips.digests(name) for name in _STUDENTS if name in bundle.config.parts},
+            **asdict(job.recipe.fusion_settings),
+        },
     )
     fitted = fit(task, job.out, job.recipe.fusion, job.run, job.data.labels)
     config.calibration_temperature = fitted.temperature
@@ -239,6 +248,18 @@ class _Clips:
             self.sources[split] = [find_clip(row, job.root, split, job.data, self.maker.mode) for row in rows]
             self.reports[split] = prepare(self.cache, self.sources[split], job.run.workers, f"{split} clips")
             self._tell(job.out, split)
+
+    def digests(self, student: Student) -> dict[Split, str]:
+        """Of what the student takes: another one where other clips are missing, or their files are of other sizes."""
+        return {
+            split: digest_of(
+                [
+                    None if student in missing else [_size(_file(source, student)), source.span_s]
+                    for source, missing in zip(self.sources[split], self.reports[split].missing, strict=True)
+                ]
+            )
+            for split in _SPLITS
+        }
 
     def _tell(self, folder: Path, split: Split) -> None:
         report = self.reports[split]
@@ -322,8 +343,7 @@ def _features(job: Job, bundle: Bundle, clips: _Clips, networks: TorchNetworks, 
     rows = len(clips.rows[split])
     columns = {"text": _teacher_answers(job, bundle, clips, networks, split)["feature"]}
     present = torch.zeros((rows, 2), dtype=torch.bool)
-    names: tuple[Student, Student] = ("audio", "video")
-    for column, student in enumerate(names):
+    for column, student in enumerate(_STUDENTS):
         columns[student] = torch.zeros_like(columns["text"])
         if student not in bundle.config.parts:
             continue
@@ -333,7 +353,7 @@ def _features(job: Job, bundle: Bundle, clips: _Clips, networks: TorchNetworks, 
                 **job.described,
                 "weights": bundle.weights,
                 "split": split,
-                "missing": [student in missing for missing in clips.reports[split].missing],
+                "clips": clips.digests(student)[split],
             },
             lambda student=student: student_features(  # type: ignore[misc]
                 networks,
@@ -360,6 +380,14 @@ def _labels(rows: Sequence[Row]) -> list[int]:
 
 def _context(recipe: Recipe) -> dict[str, int]:
     return {"max_prompt_tokens": recipe.max_prompt_tokens, "max_turns": recipe.max_turns}
+
+
+def _file(source: ClipSource, student: Student) -> Path | Missing:
+    return source.sound if student == "audio" else source.pictures
+
+
+def _size(file: Path | Missing) -> int | None:
+    return file.stat().st_size if isinstance(file, Path) else None
 
 
 def _digest(path: Path) -> str:

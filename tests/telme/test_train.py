@@ -26,6 +26,7 @@ from telme.checkpoints import METRICS_FILE, complete_checkpoints
 from telme.data import find_clip, read_split, windows
 from telme.dialogue import SPEAKER_TOKENS
 from telme.features import FeatureMaker
+from telme.fitting import fit_temperature
 from telme.predictor import TorchPredictor
 from telme.recipes import RECIPES, differences, flat, recipe_named
 from telme.train import main
@@ -33,7 +34,8 @@ from tests.bundles import tiny_tokenizer
 from tests.miniature import make_iemocap, make_meld
 from tests.telme.encoders import make_encoders
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+# The stages that the module trains first take two minutes on a slow machine.
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(900)]
 
 REPOSITORY = Path(__file__).parents[2]
 # Tiny encoders learn little in little time.
@@ -158,6 +160,9 @@ def test_iemocap_goes_the_same_way(trained: Path, recipe: str) -> None:
     bundle = load_bundle(str(trained / out / "fusion" / "bundle"))
     assert bundle.config.mode == {"clean": "clean", "published": "published-iemocap"}[recipe]
     assert bundle.config.fusion_settings.heads == 4
+    protocol = {"clean": "streaming protocol", "published": "published protocol: groups of rows in the file's order"}
+    for stage, said in {"teacher": "streaming protocol", "fusion": protocol[recipe]}.items():
+        assert f"gold text, {said})" in (trained / out / stage / "bundle" / CARD_FILE).read_text(encoding="utf-8")
     assert len(losses(trained / out / "fusion")) == 1
 
 
@@ -191,6 +196,35 @@ def test_a_killed_run_ends_as_if_it_had_not_been(trained: Path, stage: str, tmp_
     assert main([*flags, "--resume"]) == 0
     for run, whole in zip(runs, RUNS[stage], strict=True):
         assert metrics(run) == metrics(trained / "out" / whole)
+
+
+def test_a_fusion_does_not_go_on_when_clips_have_changed(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = tmp_path / "meld", tmp_path / "out"
+    shutil.copytree(trained / "meld", data)
+    start = ["--from", str(trained / "out" / "students" / "bundle"), "--data", str(data), "--max-steps", "1"]
+    flags = arguments(trained, "fusion", "meld", str(out), *start)
+    assert main(flags) == 0
+    clip = sorted(data.glob("train_splits/*.mp4"))[0]
+    clip.unlink()
+    assert main([*flags, "--resume"]) == 2
+    assert "clips" in capsys.readouterr().err.splitlines()[-1]
+    shutil.copy(trained / "meld" / "train_splits" / clip.name, clip)
+    assert main([*flags, "--resume"]) == 0
+
+
+def test_students_that_take_a_fusions_place_do_not_keep_its_temperature(trained: Path, tmp_path: Path) -> None:
+    start = trained / "out" / "fusion" / "bundle"
+    flags = ["--from", str(start), "--only", "audio", "--max-steps", "1"]
+    train(trained, "students", "meld", str(tmp_path / "out"), *flags)
+    out = tmp_path / "out" / "students"
+    config = load_bundle(str(out / "bundle")).config
+    kept = load_file(out / "teacher-dev.safetensors")
+    truth = [row.label for row in read_split(trained / "meld", "dev")]
+    assert config.fusion is None
+    assert config.calibration_temperature == fit_temperature(kept["logits"].numpy(), truth)
+    assert config.calibration_temperature != load_bundle(str(start)).config.calibration_temperature
 
 
 def test_a_run_is_not_begun_again_nor_gone_on_with_under_other_settings(
@@ -300,6 +334,8 @@ def test_published_recipes_are_those_of_the_authors_code() -> None:
     assert (meld.fusion.epochs, iemocap.fusion.epochs, meld.video.epochs) == (10, 8, 10)
     assert (meld.distillation.temperature, meld.distillation.logit_weight) == (4, 1)
     assert (iemocap.distillation.temperature, iemocap.distillation.logit_weight) == (2, 0.1)
+    assert (meld.max_turns, iemocap.max_turns) == (110, 110)
+    assert [recipe_named("clean", name).max_turns for name in ("meld", "iemocap")] == [24, 110]
     assert (meld.teacher.clip, meld.audio.clip) == (10, 10 / 65_536)
     shared = {"batch": 4, "weight_decay": 0.01, "schedule_counts": "samples", "warmup_epochs": 1.0}
     for recipe in (meld, iemocap):
