@@ -36,3 +36,29 @@ def test_a_word_to_those_that_listen_ends_no_other() -> None:
     done = start_with(signal.SIGUSR1)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("telme-stream 0.")
+
+
+# A library that swallows an interrupt while it is imported, and then fails.
+_SWALLOWING = """
+import os, signal, sys
+from stream import cli
+from stream.__main__ import main
+
+def swallow():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.sigtimedwait([], 5)
+    except KeyboardInterrupt:
+        pass
+    raise AttributeError("half imported")
+
+cli.main = swallow
+main()
+"""
+
+
+def test_an_interrupt_that_an_import_swallowed_is_no_traceback() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _SWALLOWING], capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
