@@ -26,7 +26,7 @@ from stream.devices import Devices, Source
 from stream.frames import FrameRing
 from stream.items import SAMPLE_RATE_HZ, AudioBlock, Draft, Interim, Missing, Session, Span, Stalled, Utterance
 from stream.link import CaptureLink
-from stream.machine import clock_id, new_session_id, slept_ns
+from stream.machine import clock_id, new_session_id, slept_ns, wall_ahead_ns
 from stream.segmenter import Hint, Paused, Resumed, Segmenter, Signal, Started
 from stream.speakers import Attribution, Conversation, speakers_for
 from stream.vad import SpeechDetector
@@ -247,7 +247,7 @@ class Ears:
             frames=frames if isinstance(frames, Missing) else cut_frames(span, self._clock, frames, self._tolerance_ns),
             heard_ns=self._clock.heard_ns(span.voiced_end),
             decided_ns=time.monotonic_ns(),
-            started_wall_ns=self._clock.started_wall_ns(),
+            started_wall_ns=self._clock.started_ns + wall_ahead_ns(),
             slept_ns=slept_ns(),
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from datetime import UTC, datetime
 
@@ -74,9 +73,10 @@ class SampleClock:
         """How much faster than the system's clock the sound card runs; None before it is known."""
         return self._drift.fast_ppm
 
-    def started_wall_ns(self) -> int:
-        """Wall clock at sample 0, ns since 1970, by what it shows now: it may have been set, or gone on in sleep."""
-        return self._origin() + time.time_ns() - time.monotonic_ns()
+    @property
+    def started_ns(self) -> int:
+        """When sample 0 was captured, or would have been."""
+        return self._origin()
 
     def session_ns(self, sample: int) -> int:
         """Nanoseconds by the system's clock from sample 0 to this one. One past the newest sample is allowed."""

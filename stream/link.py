@@ -22,10 +22,10 @@ from typing import Any, Self
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from stream.bus import EVENT_TYPES, TOPIC_ROOT, Event, Status, read_event, topic
+from stream.bus import TOPIC_ROOT, Event, read_event, topic
 from stream.flight import Flight
 from stream.journal import Outbox
-from stream.wire import Ack, Frame, Hello, Interim, Media, Message, Report, Utterance, decode, encode
+from stream.wire import Ack, Frame, Hello, Media, Message, Utterance, decode, encode, is_of_the_moment
 from telme.errors import LinkError, TelmeStreamError, WireError
 
 _log = logging.getLogger(__name__)
@@ -236,18 +236,13 @@ class CaptureLink:
             message, frames = self._queue.popleft()
             if isinstance(message, Utterance):
                 outbox.put(message.session, message.seq, frames)
-            elif has_peer or not _is_of_the_moment(message):
+            elif has_peer or not is_of_the_moment(message):
                 self._held.append(frames)
 
     def _count(self, outbox: Outbox) -> None:
         with self._changed:
             self._unanswered = outbox.pending() + sum(isinstance(message, Utterance) for message, _ in self._queue)
             self._changed.notify_all()
-
-
-def _is_of_the_moment(message: Message) -> bool:
-    """A guess or a heartbeat: said later it would be wrong, and it would take the place of what happened."""
-    return isinstance(message, Interim) or (isinstance(message, Report) and message.event == EVENT_TYPES[Status])
 
 
 def _sender(dealer: zmq.Socket[bytes]) -> Callable[[list[Frame]], bool]:

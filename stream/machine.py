@@ -22,6 +22,11 @@ def clock_id() -> str:
     return f"node-{uuid.getnode():x}"
 
 
+def wall_ahead_ns() -> int:
+    """How far the wall clock is ahead of the monotonic one now: it may be set, and goes on while the machine sleeps."""
+    return time.time_ns() - time.monotonic_ns()
+
+
 def slept_ns() -> int:
     """How long the machine has slept since it was started, while its monotonic clock stood still; 0 where unknown."""
     if not hasattr(time, "CLOCK_BOOTTIME"):

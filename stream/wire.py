@@ -21,7 +21,7 @@ import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
-from stream.bus import EVENT_TYPES, UNREADABLE, Count, EventData, read_payload, unreadable
+from stream.bus import EVENT_TYPES, UNREADABLE, Count, EventData, Status, read_payload, unreadable
 from telme.errors import WireError
 
 PROTOCOL = 2
@@ -207,6 +207,11 @@ def _bad(seen: str) -> WireError:
 def make_report(session: str, data: EventData, wall_ns: int) -> Report:
     """A capture-side event for the worker to publish."""
     return Report(PROTOCOL, session, EVENT_TYPES[type(data)], wall_ns, msgspec.Raw(msgspec.msgpack.encode(data)))
+
+
+def is_of_the_moment(message: Message) -> bool:
+    """A guess or a heartbeat: said later it would be wrong, and it would take the place of what happened."""
+    return isinstance(message, Interim) or (isinstance(message, Report) and message.event == EVENT_TYPES[Status])
 
 
 def report_data(report: Report) -> EventData:

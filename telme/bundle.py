@@ -135,7 +135,7 @@ def open_bundle(name: str) -> Bundle:
 def _digest_of_parts(folder: Path, config: TelmeConfig) -> str:
     files = [PART_FILES[part] for part in config.parts]
     try:
-        return _sha256(*(folder / name for name in files))
+        return sha256_of(*(folder / name for name in files))
     except OSError as error:
         raise BundleError(
             f"bundle {folder}: {error.strerror}: {Path(error.filename).name}",
@@ -250,13 +250,14 @@ def write_bundle(
 def digests(folder: Path) -> dict[str, str]:
     """File name -> SHA-256 of all files of a bundle but its card and the sums themselves."""
     return {
-        path.name: _sha256(path)
+        path.name: sha256_of(path)
         for path in sorted(folder.iterdir())
         if path.is_file() and path.name not in (CARD_FILE, SUMS_FILE)
     }
 
 
-def _sha256(*paths: Path) -> str:
+def sha256_of(*paths: Path) -> str:
+    """Of the files' bytes, one after the other."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:

@@ -37,7 +37,7 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from telme.bundle import Bundle, open_bundle, save_bundle
+from telme.bundle import Bundle, open_bundle, save_bundle, sha256_of
 from telme.checkpoints import begin, mark_complete
 from telme.config import TelmeConfig
 from telme.data import Row, annotation_file, read_split
@@ -222,7 +222,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     free = ("out", "resume", "max_steps", "data")
     return {
         **{name: value for name, value in vars(options).items() if name not in free},
-        **{split: _sha256(annotation_file(options.data, split)) for split in _SPLITS},
+        **{split: sha256_of(annotation_file(options.data, split)) for split in _SPLITS},
         "init": str(options.init),
         "teacher": [_digest(teacher) for teacher in options.teacher],
     }
@@ -234,11 +234,7 @@ def _digest(teacher: Path) -> str:
     Raises:
         BundleError: There is no such bundle.
     """
-    return _sha256(teacher) if teacher.is_file() else open_bundle(str(teacher)).weights
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return sha256_of(teacher) if teacher.is_file() else open_bundle(str(teacher)).weights
 
 
 def _start(options: argparse.Namespace) -> tuple[TextTeacher, PreTrainedTokenizerBase, TelmeConfig]:

@@ -7,7 +7,6 @@ encoders' features for the fusion, whose epochs then cost seconds.
 from __future__ import annotations
 
 import copy
-import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from telme.bundle import TEXT_FILE, Bundle, load_bundle, save_bundle
+from telme.bundle import TEXT_FILE, Bundle, load_bundle, save_bundle, sha256_of
 from telme.cache import ClipReport, MediaCache, digest_of, prepare
 from telme.card import model_card
 from telme.checkpoints import write_json
@@ -140,9 +139,7 @@ def train_students(job: Job, start: str, cache: Path, students: Sequence[Student
     bundle = _opened(job, start)
     config = copy.deepcopy(bundle.config)
     config.fusion = None  # it would know other students
-    networks: dict[Part, nn.Module] = {
-        name: network for name in ("audio", "video") if (network := bundle.model.network(name)) is not None
-    }
+    networks = _students(bundle)
     for student in students:
         setattr(config, f"{student}_config", _student_config(job.recipe, student))
     clips = _Clips(job, bundle, config, cache)
@@ -214,11 +211,15 @@ def train_fusion(job: Job, start: str, cache: Path) -> Report:
     )
     fitted = fit(task, job.out, job.recipe.fusion, job.run, job.data.labels)
     config.calibration_temperature = fitted.temperature
-    parts: dict[Part, nn.Module] = {
-        name: network for name in ("audio", "video") if (network := bundle.model.network(name)) is not None
-    }
     card = model_card(job.data, job.recipe, "fusion", {"fusion": fitted.report}, job.run.seed)
-    save_bundle(job.bundle, config, bundle.model.cpu().text, bundle.tokenizer, card, {**parts, "fusion": fusion.cpu()})
+    save_bundle(
+        job.bundle,
+        config,
+        bundle.model.cpu().text,
+        bundle.tokenizer,
+        card,
+        {**_students(bundle), "fusion": fusion.cpu()},
+    )
     return fitted.report
 
 
@@ -278,6 +279,10 @@ def _opened(job: Job, start: str) -> Bundle:
             "give the --dataset and --recipe that the bundle was trained with",
         )
     return bundle
+
+
+def _students(bundle: Bundle) -> dict[Part, nn.Module]:
+    return {name: network for name in _STUDENTS if (network := bundle.model.network(name)) is not None}
 
 
 def _check_positions(teacher: TextTeacher, recipe: Recipe) -> None:
@@ -392,4 +397,4 @@ def _size(file: Path | Missing) -> int | None:
 
 def _digest(path: Path) -> str:
     """SHA-256 of a file; empty where there is none, which reading it will say."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return sha256_of(path) if path.is_file() else ""
