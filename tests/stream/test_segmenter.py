@@ -229,6 +229,14 @@ def test_bounds_that_do_not_enclose_the_hangover_are_refused(bounds: tuple[int, 
     SegmenterConfig(hangover_min_ms=low, hangover_max_ms=high)  # they are not read
 
 
+@pytest.mark.parametrize(("speculate_ms", "tail_ms"), [(500, 200), (200, 500)])
+def test_adaptive_is_refused_where_the_words_would_come_too_late(speculate_ms: int, tail_ms: int) -> None:
+    with pytest.raises(ValueError, match=r"before hangover_ms 500 is over.* asked for after 500"):
+        SegmenterConfig(adaptive=True, speculate_ms=speculate_ms, tail_ms=tail_ms)
+    SegmenterConfig(adaptive=True, hangover_ms=510, speculate_ms=speculate_ms, tail_ms=tail_ms)
+    SegmenterConfig(speculate_ms=speculate_ms, tail_ms=tail_ms)
+
+
 # ------------------------------------------------------------------------------------------- forced cuts
 
 
