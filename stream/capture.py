@@ -40,10 +40,16 @@ HEARTBEAT_NS = 1_000_000_000
 ANSWER_PATIENCE_S = 60.0
 TELL_AFTER_S = 3.0  # what it waits for
 ASR_PATIENCE_S = 30.0
-MOST_UNANSWERED = 64  # of a file, which can wait
+# Of utterances without an answer, which lie in the outbox, with their pictures 1.4 MB each: a file waits at the first;
+# a live source, which cannot, sends no pictures from the second on and loses what comes beyond the third.
+MOST_UNANSWERED = 64
+MOST_WITH_PICTURES = 128
+MOST_KEPT = 512
+_LATE_MS = 10_000  # the worker's answer: then the user is told
 _ROOM_POLL_S = 0.05
 _INTERIM_SAMPLES = SAMPLE_RATE_HZ  # between two interims of an utterance
 _NOT_OVER = Missing("the utterance is not over")
+_BEHIND = Missing("the worker is so far behind that pictures are left out")
 
 
 def run(config: Config, session: Session, folder: Path, control: Control) -> None:
@@ -104,6 +110,7 @@ class Outlet(Protocol):
 
     @property
     def unanswered(self) -> int: ...
+    def answer_lag_ms(self, now_ns: int) -> int: ...
     def send(self, message: wire.Message, media: Sequence[wire.Media] = ()) -> None: ...
 
 
@@ -252,9 +259,30 @@ class Ears:
         )
 
 
+@dataclass
+class Lateness:
+    """Tells the user, once each time, that the worker does not keep up."""
+
+    told: bool = False
+
+    def look(self, link: Outlet) -> None:
+        """Look at the oldest utterance without an answer."""
+        late_ms = link.answer_lag_ms(time.monotonic_ns())
+        if late_ms >= _LATE_MS and not self.told:
+            _log.warning(
+                "the worker is %d s behind, %d utterances wait for it; expected an answer within %d s;"
+                " see its log, or take a smaller --bundle or another --backend",
+                late_ms // 1000,
+                link.unanswered,
+                _LATE_MS // 1000,
+            )
+        self.told = late_ms >= _LATE_MS
+
+
 def listen(ears: Ears, report: Reporter, asr: AsrThread, devices: Devices) -> None:
     """The capture loop: until the source ends or is stopped."""
     beat_ns = 0
+    lateness = Lateness()
     for block in ears.source.blocks():
         for change in devices.changes():
             report(change)
@@ -267,6 +295,8 @@ def listen(ears: Ears, report: Reporter, asr: AsrThread, devices: Devices) -> No
         if time.monotonic_ns() >= beat_ns:
             beat_ns = time.monotonic_ns() + HEARTBEAT_NS
             report(_status(ears, asr, devices, report.link))
+            if devices.in_real_time:
+                lateness.look(report.link)
     for heard in ears.end():
         _announce(heard, ears, report, asr)
 
@@ -287,7 +317,8 @@ def _announce(heard: Heard, ears: Ears, report: Reporter, asr: AsrThread) -> Non
 
 
 def _status(ears: Ears, asr: AsrThread, devices: Devices, link: Outlet) -> bus.Status:
-    lag = {"asr_lag_ms": asr.lag_ms(time.monotonic_ns())}
+    now_ns = time.monotonic_ns()
+    lag = {"asr_lag_ms": asr.lag_ms(now_ns), "answer_lag_ms": link.answer_lag_ms(now_ns)}
     counters = devices.counters() | ears.counters() | asr.counters | lag
     return bus.Status("capture", "running", {"asr": asr.waiting, "unanswered": link.unanswered}, counters)
 
@@ -301,8 +332,7 @@ class Sender:
         report: Takes what is no utterance.
         hello: Of this session.
         conversation: Says whose they are.
-        hurries: Set where nothing may wait for the worker, as of a live source; otherwise at most so many utterances as
-            `MOST_UNANSWERED` wait for it, since the outbox keeps each with its sound and pictures, 1.4 MB.
+        hurries: Set where nothing may wait for the worker, as of a live source.
     """
 
     link: Outlet
@@ -317,7 +347,11 @@ class Sender:
             self.report(bus.Rejected(utterance.seq, transcribed.said.rejected))
             return
         spoken = self._spoken(utterance, transcribed, self.conversation.attribute(utterance))
-        frames = utterance.frames
+        waiting = self.link.unanswered
+        if waiting >= MOST_KEPT:
+            self.lost(utterance, f"{waiting} utterances wait for the worker, at most {MOST_KEPT} are kept for it")
+            return
+        frames = _BEHIND if waiting >= MOST_WITH_PICTURES else utterance.frames
         video = wire.Absent(frames.reason) if isinstance(frames, Missing) else frames
         message = wire.Utterance(**spoken, audio=wire.describe(utterance.pcm), video=wire.describe(video))
         while self.link.unanswered >= MOST_UNANSWERED and not self.hurries.wait(_ROOM_POLL_S):

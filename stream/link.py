@@ -102,12 +102,14 @@ class CaptureLink:
         self._max_message_bytes = max_message_bytes
         self._queue: deque[tuple[Message, list[Frame]]] = deque()
         self._held: deque[list[Frame]] = deque(maxlen=_MAX_REPORTS_HELD)
+        self._reports_lost = 0
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_receiver.setblocking(False)
         self._wake_sender.setblocking(False)
         self._stop = threading.Event()
         self._changed = threading.Condition()
         self._unanswered = 0
+        self._given_ns: deque[int] = deque()  # when those of this run that are not answered were sent
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._main, name="link", daemon=True)
 
@@ -134,6 +136,11 @@ class CaptureLink:
         self._check()
         return self._unanswered
 
+    def answer_lag_ms(self, now_ns: int) -> int:
+        """How long the oldest utterance of this run has waited for its answer; answers come in order."""
+        with self._changed:
+            return (now_ns - self._given_ns[0]) // 1_000_000 if self._given_ns else 0
+
     def send(self, message: Message, media: Sequence[Media] = ()) -> None:
         """Send soon. An Utterance is journalled first and sent again until it is answered.
 
@@ -147,7 +154,9 @@ class CaptureLink:
             limit = f"at most {self._max_message_bytes} (link.max_message_bytes)"
             raise LinkError(f"a message of {largest} bytes", limit, "raise it on both sides")
         with self._changed:
-            self._unanswered += isinstance(message, Utterance)
+            if isinstance(message, Utterance):
+                self._unanswered += 1
+                self._given_ns.append(time.monotonic_ns())
             self._queue.append((message, frames))
         self._wake()
 
@@ -221,7 +230,7 @@ class CaptureLink:
                     self._count(outbox)
                 if self._wake_receiver.fileno() in ready:
                     self._wake_receiver.recv(4096)
-                self._take_queued(outbox, has_peer=flight is not None)
+                self._take_queued(outbox, has_peer=flight is not None and not parted)
                 late = flight is None and time.monotonic() >= deadline_s
                 parted = parted or late or (flight is not None and not flight.pass_on(self._held))
         finally:
@@ -237,11 +246,17 @@ class CaptureLink:
             if isinstance(message, Utterance):
                 outbox.put(message.session, message.seq, frames)
             elif has_peer or not is_of_the_moment(message):
+                if len(self._held) == self._held.maxlen:
+                    if self._reports_lost % len(self._held) == 0:
+                        _log.warning("no worker for %d reports; expected one; the oldest are lost", len(self._held))
+                    self._reports_lost += 1
                 self._held.append(frames)
 
     def _count(self, outbox: Outbox) -> None:
         with self._changed:
             self._unanswered = outbox.pending() + sum(isinstance(message, Utterance) for message, _ in self._queue)
+            while len(self._given_ns) > self._unanswered:
+                self._given_ns.popleft()
             self._changed.notify_all()
 
 

@@ -233,6 +233,7 @@ class FakeLink:
     def __init__(self, unanswered: int = 0, worker_answers: bool = True) -> None:
         self.messages: list[wire.Message] = []
         self.looks = 0
+        self.lag_ms = 0
         self._unanswered = unanswered
         self._worker_answers = worker_answers
 
@@ -240,6 +241,9 @@ class FakeLink:
     def unanswered(self) -> int:
         self.looks += 1
         return self._unanswered - self.looks * self._worker_answers
+
+    def answer_lag_ms(self, now_ns: int) -> int:
+        return self.lag_ms
 
     def send(self, message: wire.Message, media: Sequence[wire.Media] = ()) -> None:
         self.messages.append(message)
@@ -264,7 +268,7 @@ def test_a_file_waits_for_the_worker_and_a_live_source_does_not(
     spoken: Utterance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(capture, "_ROOM_POLL_S", 0)
-    slow, dead = FakeLink(capture.MOST_UNANSWERED + 10), FakeLink(10**6, worker_answers=False)
+    slow, dead = FakeLink(capture.MOST_UNANSWERED + 10), FakeLink(capture.MOST_UNANSWERED, worker_answers=False)
     hurries = threading.Event()
     sender_to(slow, hurries).utterance(spoken, said("hello"))
     assert slow.looks == 11
@@ -274,6 +278,45 @@ def test_a_file_waits_for_the_worker_and_a_live_source_does_not(
         (message,) = link.messages
         assert isinstance(message, wire.Utterance)
         assert (message.text, message.seq) == ("hello", spoken.seq)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "pictures", "kept"),
+    [
+        (capture.MOST_WITH_PICTURES - 1, True, True),
+        (capture.MOST_WITH_PICTURES, False, True),
+        (capture.MOST_KEPT - 1, False, True),
+        (capture.MOST_KEPT, False, False),
+    ],
+)
+def test_a_live_source_without_a_worker_gives_up_pictures_first_and_then_utterances(
+    spoken: Utterance, waiting: int, pictures: bool, kept: bool
+) -> None:
+    link = FakeLink(waiting, worker_answers=False)
+    hurries = threading.Event()
+    hurries.set()
+    frames = np.zeros((1, 4, 4, 3), np.uint8)
+    sender_to(link, hurries).utterance(replace(spoken, frames=frames), said("hello"))
+    (message,) = link.messages
+    if kept:
+        assert isinstance(message, wire.Utterance)
+        told = wire.Absent("the worker is so far behind that pictures are left out")
+        assert message.video == (wire.describe(frames) if pictures else told)
+    else:
+        assert isinstance(message, wire.Report)
+        why = "512 utterances wait for the worker, at most 512 are kept for it"
+        assert wire.report_data(message) == bus.Fault(why, spoken.seq)
+
+
+def test_a_worker_that_falls_behind_is_told_once_until_it_has_caught_up(caplog: pytest.LogCaptureFixture) -> None:
+    link, lateness = FakeLink(7, worker_answers=False), capture.Lateness()
+    for link.lag_ms in (9_999, 10_000, 25_000, 100, 12_000):
+        lateness.look(link)
+    told = [record.getMessage() for record in caplog.records]
+    assert [line.split(";")[0] for line in told] == [
+        f"the worker is {seconds} s behind, 7 utterances wait for it" for seconds in (10, 12)
+    ]
+    assert all("smaller --bundle" in line for line in told)
 
 
 def test_an_utterance_says_when_its_session_began_by_the_wall_clock_of_now(spoken: Utterance) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from stream import flight
 from stream import link as link_module
 from stream.bus import Status
 from stream.link import Received, WorkerLink
-from stream.wire import Media, make_report
+from stream.wire import Media, Utterance, make_report
 from tests.stream.links import (
     DEADLINE_S,
     HELLO,
@@ -51,6 +52,30 @@ def test_an_utterance_is_journalled_before_it_arrives_and_forgotten_when_answere
         answer(worker, received)
         assert capture.wait_answered(DEADLINE_S) == 0
         assert pending(tmp_path) == capture.unanswered == 0
+
+
+def test_the_lag_is_of_the_oldest_utterance_of_this_run_without_an_answer(address: str, tmp_path: Path) -> None:
+    with capture_to(address, tmp_path) as capture:
+        send(capture, 0)  # and left for the next run
+    with worker_at(address) as worker, capture_to(address, tmp_path) as capture:
+        (left,) = utterances(worker, 1)
+        assert capture.answer_lag_ms(10**18) == 0
+        before_ns = time.monotonic_ns()
+        send(capture, 1)
+        between_ns = time.monotonic_ns()
+        send(capture, 2)
+        after_ns = time.monotonic_ns()
+        found = [left, *utterances(worker, 2)]
+        for oldest_ns, answered in (((before_ns, between_ns), left), ((between_ns, after_ns), found[1])):
+            answer(worker, answered)
+            while capture.unanswered > 3 - found.index(answered) - 1:
+                capture.wait_answered(0.01)
+            now_ns = after_ns + 10**9
+            least, most = ((now_ns - given_ns) // 10**6 for given_ns in reversed(oldest_ns))
+            assert least <= capture.answer_lag_ms(now_ns) <= most
+        answer(worker, found[2])
+        assert capture.wait_answered(DEADLINE_S) == 0
+        assert capture.answer_lag_ms(10**18) == 0
 
 
 def test_a_worker_that_starts_later_gets_everything_in_order(address: str, tmp_path: Path) -> None:
@@ -183,12 +208,17 @@ def test_guesses_and_heartbeats_are_not_kept_for_a_worker_that_is_away(
             capture.send(beat)
             capture.send(interim(seq, "so far"))
         capture.send(report(1))
+        send(capture, 0)
+        while pending(tmp_path) == 0:  # until the link has taken all of it
+            time.sleep(0.01)
         with worker_at(address) as worker:
-            found = [item.message for item in collect(worker, 3) if isinstance(item, Received)]
-    assert found == [HELLO, report(0), report(1)]
+            found = [item.message for item in collect(worker, 4) if isinstance(item, Received)]
+    assert [message for message in found if not isinstance(message, Utterance)] == [HELLO, report(0), report(1)]
 
 
-def test_only_the_newest_reports_are_held(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_newest_reports_are_held_and_the_others_are_told_of(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(link_module, "_MAX_REPORTS_HELD", 5)
     with capture_to(address, tmp_path) as capture:
         for number in range(20):
@@ -196,6 +226,8 @@ def test_only_the_newest_reports_are_held(address: str, tmp_path: Path, monkeypa
         with worker_at(address) as worker:
             found = [item.message for item in collect(worker, 6) if isinstance(item, Received)]
     assert found == [HELLO, *(report(number) for number in range(15, 20))]
+    told = [record.getMessage() for record in caplog.records if "are lost" in record.getMessage()]
+    assert told == ["no worker for 5 reports; expected one; the oldest are lost"] * 3  # 15 of them, 5 at a time
 
 
 def test_the_last_reports_leave_before_the_link_closes(address: str, tmp_path: Path) -> None:
