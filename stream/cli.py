@@ -16,7 +16,7 @@ from typer.exceptions import TyperException
 from stream.app import run_all, run_capture, run_worker
 from stream.client import subscribe
 from stream.config import Backend, Config, Crop, Precision, SpeakersMode, load_config
-from stream.doctor import devices_report, doctor_report
+from stream.doctor import Role, devices_report, doctor_report
 from stream.engines_cli import app as engines_app
 from stream.items import Session
 from stream.models_cli import app as models_app
@@ -112,7 +112,7 @@ def live(
         link={"utterances": utterances_address, "events": events_address},
         journal={"folder": journal},
     )
-    _refuse_unread(input_file, no_camera, context)
+    _refuse_unread(config, input_file, no_camera, context)
     session = _session(config, input_file, fast, no_camera)
     set_up_logging(debug)
     raise typer.Exit(run_all(config, session, make_sink(events, sys.stdout), debug))
@@ -172,7 +172,7 @@ def capture(
         link={"utterances": utterances_address},
         journal={"folder": journal},
     )
-    _refuse_unread(input_file, no_camera, context)
+    _refuse_unread(config, input_file, no_camera, context)
     session = _session(config, input_file, fast, no_camera)
     set_up_logging(debug)
     raise typer.Exit(run_capture(_remote(config), session, debug))
@@ -184,6 +184,7 @@ def watch(
     events: EventsOption = "console",
 ) -> None:
     """Print the events of a running telme-stream, until Ctrl-C."""
+    set_up_logging(debug=False)
     sink = make_sink(events, sys.stdout)
     for event in subscribe(endpoint):
         sink(event, msgspec.json.encode(event))
@@ -196,9 +197,12 @@ def devices() -> None:
 
 
 @app.command()
-def doctor(config_file: ConfigOption = None) -> None:
+def doctor(
+    config_file: ConfigOption = None,
+    role: Annotated[Role, typer.Option("--role", help="What this machine is for.")] = "all",
+) -> None:
     """Print versions, devices, model and backend, and what is wrong with its remedy."""
-    report, healthy = doctor_report(_config(config_file))
+    report, healthy = doctor_report(_config(config_file), role)
     typer.echo(report)
     raise typer.Exit(0 if healthy else 1)
 
@@ -224,7 +228,7 @@ def _refuse_options_before(context: typer.Context, command: str) -> None:
             )
 
 
-def _refuse_unread(file: Path | None, no_camera: bool, context: typer.Context) -> None:
+def _refuse_unread(config: Config, file: Path | None, no_camera: bool, context: typer.Context) -> None:
     """A device's flag beside what makes it unread is a mistake; in file or environment it is not."""
     devices = ["mic", "mic_channels", "camera", "camera_size", "camera_fps"] if file is not None else []
     if no_camera:
@@ -233,6 +237,10 @@ def _refuse_unread(file: Path | None, no_camera: bool, context: typer.Context) -
         if context.params.get(name) is not None:
             other = "--no-camera" if no_camera and name.startswith("camera") else "--input"
             raise UsageError(f"{_option(context, name)} beside {other}", "one of them", "leave the other out")
+    if file is None and config.camera.source is None:
+        for name in ("camera_size", "camera_fps", "camera_crop"):
+            if context.params.get(name) is not None:
+                raise UsageError(f"{_option(context, name)} without a camera", "a camera", "give --camera")
 
 
 def _option(context: typer.Context, name: str) -> str:

@@ -7,8 +7,12 @@ import platform
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from typing import Literal
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from stream.config import Config
 from stream.machine import runs_folder, stop_telemetry
@@ -16,19 +20,22 @@ from stream.opencv import list_cameras
 from stream.portaudio import list_microphones
 from telme.errors import JournalError, MissingDependency, TelmeStreamError
 
-_PACKAGES = {  # distribution -> module and what an import that fails asks for
-    "torch": ("torch", "pip install -c constraints.txt '.[worker]'"),
-    "transformers": ("transformers", "pip install -c constraints.txt '.[worker]'"),
-    "onnx": ("onnx", "pip install -c constraints.txt '.[worker]'"),
-    "onnxruntime": ("onnxruntime", "pip install -c constraints.txt '.[worker]'"),
-    "faster-whisper": ("faster_whisper", "pip install -c constraints.txt '.[capture]'"),
-    "ctranslate2": ("ctranslate2", "pip install -c constraints.txt '.[capture]'"),
-    "webrtcvad-wheels": ("webrtcvad", "pip install -c constraints.txt '.[capture]'"),
-    "av": ("av", "pip install -c constraints.txt '.[capture]'"),
-    "soxr": ("soxr", "pip install -c constraints.txt '.[capture]'"),
-    "pyzmq": ("zmq", "pip install -c constraints.txt ."),
-    "opencv-python": ("cv2", "apt-get install libgl1 libglib2.0-0"),
-    "sounddevice": ("sounddevice", "apt-get install libportaudio2"),
+Role = Literal["all", "capture", "worker"]
+_WORKER, _CAPTURE = frozenset[Role](("all", "worker")), frozenset[Role](("all", "capture"))
+_BOTH = _WORKER | _CAPTURE
+_PACKAGES = {  # distribution -> module, who needs it, and what an import that fails asks for
+    "torch": ("torch", _WORKER, "pip install -c constraints.txt '.[worker]'"),
+    "transformers": ("transformers", _WORKER, "pip install -c constraints.txt '.[worker]'"),
+    "onnx": ("onnx", _WORKER, "pip install -c constraints.txt '.[worker]'"),
+    "onnxruntime": ("onnxruntime", _BOTH, "pip install -c constraints.txt '.[capture,worker]'"),
+    "faster-whisper": ("faster_whisper", _CAPTURE, "pip install -c constraints.txt '.[capture]'"),
+    "ctranslate2": ("ctranslate2", _CAPTURE, "pip install -c constraints.txt '.[capture]'"),
+    "webrtcvad-wheels": ("webrtcvad", _CAPTURE, "pip install -c constraints.txt '.[capture]'"),
+    "av": ("av", _CAPTURE, "pip install -c constraints.txt '.[capture]'"),
+    "soxr": ("soxr", _BOTH, "pip install -c constraints.txt '.[capture,worker]'"),
+    "pyzmq": ("zmq", _BOTH, "pip install -c constraints.txt ."),
+    "opencv-python": ("cv2", _CAPTURE, "apt-get install libgl1 libglib2.0-0"),
+    "sounddevice": ("sounddevice", _CAPTURE, "apt-get install libportaudio2"),
 }
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _LEAST_FREE_GB = 0.5
@@ -64,20 +71,23 @@ def devices_report() -> str:
     return "\n".join(lines)
 
 
-def doctor_report(config: Config) -> tuple[str, bool]:
-    """The report, and whether nothing that telme-stream needs is wrong."""
+def doctor_report(config: Config, role: Role = "all") -> tuple[str, bool]:
+    """The report, and whether nothing is wrong that telme-stream needs on a machine for that role."""
     stop_telemetry()
-    findings = [Finding("python", f"{platform.python_version()} on {platform.platform()}"), *_packages()]
-    findings += [
-        _checked("microphones", _microphones),
-        _checked("cameras", _cameras),
-        _checked("speech recognizer", lambda: _recognizer(config)),
-        _checked("model", lambda: _model(config)),
-        _checked("CUDA", _cuda),
-        _checked("TensorRT", _tensorrt),
-        _checked("backend", lambda: _backend(config)),
-        _checked("disk", lambda: _disk(config)),
-    ]
+    checks: tuple[tuple[str, frozenset[Role], Callable[[], str]], ...] = (
+        # Before torch is imported: it brings a GPU's libraries, which the capture process does not have.
+        ("speech recognizer", _CAPTURE, lambda: _recognizer(config)),
+        ("microphones", _CAPTURE, _microphones),
+        ("cameras", _CAPTURE, _cameras),
+        ("model", _WORKER, lambda: _model(config)),
+        ("CUDA", _WORKER, _cuda),
+        ("TensorRT", _WORKER, _tensorrt),
+        ("backend", _WORKER, lambda: _backend(config)),
+        ("disk", _BOTH, lambda: _disk(config)),
+    )
+    checked = [_checked(name, check) for name, roles, check in checks if role in roles]
+    python = Finding("python", f"{platform.python_version()} on {platform.platform()}")
+    findings = [python, *_packages(role), *checked]
     lines = []
     for finding in findings:
         mark = "!!" if finding.remedy else "ok"
@@ -96,13 +106,27 @@ def _checked(name: str, check: Callable[[], str]) -> Finding:
         return Finding(name, f"cannot be checked: {error}", "mend the package named above")
 
 
-def _packages() -> Iterator[Finding]:
-    for distribution, (module, remedy) in _PACKAGES.items():
+def _packages(role: Role) -> Iterator[Finding]:
+    for distribution, (module, roles, remedy) in _PACKAGES.items():
+        if role not in roles:
+            continue
         try:
             importlib.import_module(module)
-            yield Finding(distribution, version(distribution))
+            found = version(distribution)
         except (ImportError, OSError, PackageNotFoundError) as error:
             yield Finding(distribution, f"cannot be used: {error}", remedy)
+            continue
+        wanted = _wanted(distribution)
+        if found in wanted:
+            yield Finding(distribution, found)
+        else:
+            yield Finding(distribution, f"{found}; expected {wanted}", f"pip install '{distribution}{wanted}'")
+
+
+def _wanted(distribution: str) -> SpecifierSet:
+    """Versions of a package that pyproject.toml allows."""
+    asked = map(Requirement, requires("telme-stream") or ())
+    return SpecifierSet(",".join({str(one.specifier) for one in asked if one.name == distribution}))
 
 
 def _microphones() -> str:

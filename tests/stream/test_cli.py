@@ -75,6 +75,9 @@ def taken_port() -> Iterator[int]:
         (["--input", __file__, "--mic", "USB"], ["--mic beside --input"]),
         (["capture", "--input", __file__, "--camera-fps", "30"], ["--camera-fps beside --input"]),
         (["--camera", "0", "--no-camera"], ["--camera beside --no-camera"]),
+        (["--camera-size", "640x480"], ["--camera-size without a camera", "give --camera"]),
+        (["capture", "--camera-fps", "30"], ["--camera-fps without a camera"]),
+        (["--camera-crop", "face"], ["--camera-crop without a camera"]),
     ],
 )
 def test_usage_errors(arguments: list[str], says: list[str]) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from stream.bus import Event, EventData, Fault, Status, Transcript, make_event, read_event
 from stream.client import subscribe
-from stream.link import WorkerLink
+from stream.link import Subscriber, WorkerLink
 from telme.errors import LinkError, UsageError, WireError
 
 DEADLINE_S = 30.0
@@ -109,3 +109,26 @@ def test_an_unknown_type_is_refused_with_the_known_ones() -> None:
 def test_an_address_that_is_none_is_refused() -> None:
     with pytest.raises(LinkError, match="cannot connect to nowhere"):
         next(subscribe("nowhere"))
+
+
+def test_that_no_worker_is_heard_is_a_warning_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    address = f"ipc://{tmp_path / 'nobody'}"
+    silence = iter([None] * 25 + [(read_event(fault(1)), fault(1))] + [None] * 9 + [(read_event(fault(2)), fault(2))])
+    monkeypatch.setattr(Subscriber, "receive", lambda self, timeout_ms: next(silence))
+    with closing(subscribe(address)) as found:
+        assert first(2, found) == ["s-1", "s-2"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"nothing for 5 s from {address}; expected a worker's heartbeat"
+    ]
+
+
+def test_what_is_chosen_by_type_may_be_rare(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    silence = iter([None] * 25 + [(read_event(fault(1)), fault(1))])
+    monkeypatch.setattr(Subscriber, "receive", lambda self, timeout_ms: next(silence))
+    with closing(subscribe(f"ipc://{tmp_path / 'nobody'}", types=["fault"])) as found:
+        assert first(1, found) == ["s-1"]
+    assert not caplog.records

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import shutil
 import types
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 
 import engines.tensorrt
 import stream.doctor
-from stream.config import load_config
+from stream.config import Config, load_config
 from stream.doctor import doctor_report
 
 
@@ -107,3 +108,50 @@ def test_the_room_is_looked_at_where_a_run_keeps_what_is_not_answered(
     report, is_well = doctor_report(load_config(None, {"TELME_STREAM_JOURNAL_FOLDER": str(tmp_path / "new")}, {}))
     assert f"!! disk 0.01 GB free in {tmp_path}; expected 0.5 GB" in " ".join(report.split())
     assert not is_well
+
+
+def test_a_role_is_asked_only_for_what_it_needs(lines: Lines) -> None:
+    """A capture machine has no torch, a worker no OpenCV, and both are well."""
+
+    def names(role: stream.doctor.Role) -> set[str]:
+        report, _ = doctor_report(load_config(None, {}, {}), role)
+        return {line[4:22].strip() for line in report.splitlines()} - {""}
+
+    shared = {"python", "onnxruntime", "soxr", "pyzmq", "disk"}
+    capture, worker = names("capture"), names("worker")
+    assert capture & worker == shared
+    assert {"opencv-python", "sounddevice", "speech recognizer", "microphones", "cameras"} < capture
+    assert {"torch", "transformers", "model", "CUDA", "backend"} < worker
+    assert capture | worker == names("all")
+
+
+def test_the_recognizer_is_tried_before_torch_brings_a_gpus_libraries(
+    lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    really = importlib.import_module
+
+    def recognize(config: Config) -> str:
+        order.append("recognizer")
+        return "ok"
+
+    def load(name: str) -> types.ModuleType:
+        order.append(name)
+        return really(name)
+
+    monkeypatch.setattr(stream.doctor, "_recognizer", recognize)
+    monkeypatch.setattr(importlib, "import_module", load)
+    lines("torch")
+    assert order.index("recognizer") < order.index("torch")
+
+
+@pytest.mark.parametrize(("installed", "mark"), [("2.6.9", "!!"), ("2.7.0+cu130", "ok"), ("3.1", "ok")])
+def test_a_package_older_than_what_was_asked_for_is_wrong(
+    lines: Lines, monkeypatch: pytest.MonkeyPatch, installed: str, mark: str
+) -> None:
+    monkeypatch.setattr("stream.doctor.version", lambda name: installed if name == "torch" else version(name))
+    said, *after = lines("torch")
+    assert said.startswith(f"{mark} torch {installed}")
+    if mark == "!!":
+        assert said.endswith("expected >=2.7")
+        assert after == ["remedy: pip install 'torch>=2.7'"]
