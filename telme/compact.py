@@ -46,10 +46,10 @@ from telme.dialogue import SPEAKER_TOKENS
 from telme.errors import DataError, TelmeStreamError, UsageError
 from telme.evaluate import Report, score
 from telme.features import FeatureMaker
-from telme.fitting import fit_temperature, one_device
+from telme.fitting import fit_temperature, one_device, usable
 from telme.lessons import MAX_TURNS, Lessons, answers, collate, read
 from telme.models import TextTeacher, resize_vocabulary
-from telme.processor import knows_bfloat16
+from telme.recipes import Precision
 
 # More than any dialogue of MELD holds: training packs are never cut.
 TRAINING_TOKENS = 512
@@ -203,15 +203,16 @@ def _trained(
     optimizer = torch.optim.AdamW(_parameter_groups(teacher, speakers, options), fused=True)
     planned = math.ceil(options.epochs * steps)
     schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(WARMUP * planned), planned)  # type: ignore[no-untyped-call]
+    precision = usable("bfloat16")
     trainer = _Coach(
         model=pupil,
-        args=_arguments(options),
+        args=_arguments(options, precision),
         data_collator=lambda some: collate(some, tokenizer, config),
         train_dataset=lessons,
         optimizers=(optimizer, schedule),
         callbacks=[_Average()],
     )
-    checkpoint = begin(options.out, _settings(options), options.resume)
+    checkpoint = begin(options.out, {**_settings(options), "precision": precision}, options.resume)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return pupil.average.cpu().eval()
 
@@ -329,7 +330,7 @@ def _parameter_groups(
     ]
 
 
-def _arguments(options: argparse.Namespace) -> TrainingArguments:
+def _arguments(options: argparse.Namespace, precision: Precision) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(options.out),
         num_train_epochs=options.epochs,
@@ -338,7 +339,8 @@ def _arguments(options: argparse.Namespace) -> TrainingArguments:
         remove_unused_columns=False,
         label_names=["labels"],
         max_grad_norm=1.0,
-        bf16=torch.cuda.is_bf16_supported() if torch.cuda.is_available() else knows_bfloat16(),
+        bf16=precision == "bfloat16",
+        fp16=precision == "float16",
         use_cpu=not torch.cuda.is_available(),
         eval_strategy="no",
         save_strategy="epoch",

@@ -11,7 +11,7 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ from telme.checkpoints import METRICS_FILE, begin, best, best_weights, keep_best
 from telme.errors import DataError, UsageError
 from telme.evaluate import Report, score
 from telme.labels import LabelSet
-from telme.recipes import StageRecipe
+from telme.processor import knows_bfloat16
+from telme.recipes import Precision, StageRecipe
 
 _LOG = logging.getLogger(__name__)
 _LOG_EVERY = 50
@@ -114,6 +115,7 @@ def fit(task: Task, folder: Path, recipe: StageRecipe, run: Run, labels: LabelSe
         DataError: The folder cannot be written, or the answers are no numbers any more.
     """
     one_device()
+    recipe = replace(recipe, precision=usable(recipe.precision))
     settings = {**asdict(recipe), **task.described, "seed": run.seed, "save_every": run.save_every}
     checkpoint = begin(folder, settings, run.resume)
     trainer = _trainer(task, folder, recipe, run, labels)
@@ -142,6 +144,23 @@ def one_device() -> None:
         raise UsageError(
             f"{torch.cuda.device_count()} GPUs", "one, which the recipes' batches are for", "CUDA_VISIBLE_DEVICES=0"
         )
+
+
+def usable(precision: Precision) -> Precision:
+    """That precision where this machine multiplies in it, with a warning the nearest other one where it does not."""
+    has_cuda = torch.cuda.is_available()
+    if precision == "float16" and not has_cuda:
+        _LOG.warning("float16 needs CUDA: this run is in float32")
+        return "float32"
+    if precision != "bfloat16":
+        return precision
+    if has_cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+        _LOG.warning("this GPU has no bfloat16: this run is in float16")
+        return "float16"
+    if not has_cuda and not knows_bfloat16():
+        _LOG.warning("bfloat16 needs AVX-512 or a GPU: this run is in float32")
+        return "float32"
+    return precision
 
 
 def _steps_done(folder: Path) -> int:
@@ -206,8 +225,6 @@ def _groups(network: nn.Module, recipe: StageRecipe) -> list[dict[str, Any]]:
 
 def _arguments(folder: Path, recipe: StageRecipe, run: Run) -> TrainingArguments:
     cuda = torch.cuda.is_available()
-    if recipe.precision == "float16" and not cuda:
-        _LOG.warning("float16 needs CUDA: this run is in float32")
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=recipe.epochs,
@@ -217,7 +234,7 @@ def _arguments(folder: Path, recipe: StageRecipe, run: Run) -> TrainingArguments
         gradient_accumulation_steps=recipe.accumulate,
         max_grad_norm=recipe.clip,
         bf16=recipe.precision == "bfloat16",
-        fp16=recipe.precision == "float16" and cuda,
+        fp16=recipe.precision == "float16",
         use_cpu=not cuda,
         eval_strategy="no",  # _Cadence says when
         save_strategy="no",

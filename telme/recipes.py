@@ -37,7 +37,8 @@ class StageRecipe:
         schedule_counts: What the schedule takes for a step: the optimizer's `steps`, or `samples`, as the published
             code does, so that in batches of 4 a warm-up of one epoch lasts four, and the rate never comes near 0.
         label_smoothing: Of the cross-entropy.
-        precision: Of the forward pass; weights and optimizer are float32.
+        precision: Of the forward pass, where the machine has it (`telme.fitting.usable`); weights and optimizer are
+            float32.
     """
 
     epochs: float
@@ -122,7 +123,7 @@ _PUBLISHED = {
 _CLEAN_MAX_TURNS = {"meld": 24}
 _STEPS = "the schedule counts steps of the optimizer: the rate warms up for one epoch and ends at 0"
 _CLIP = "gradients are clipped without a loss scale, at the 10 that the code names"
-_BFLOAT16 = "bfloat16 needs no loss scale and runs on CPUs too"
+_BFLOAT16 = "bfloat16 needs no loss scale and runs on CPUs with AVX-512 too"
 
 
 def _clean(published: Recipe, dataset: str) -> Recipe:

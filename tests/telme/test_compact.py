@@ -99,6 +99,8 @@ def test_it_trains_in_float32_where_bfloat16_has_no_kernels(
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     run(folder, "out", capsys, "--max-steps", "1")
     assert AcceleratorState().mixed_precision == precision
+    kept = json.loads((folder / "out" / "run.json").read_text(encoding="utf-8"))["precision"]
+    assert kept == {"bf16": "bfloat16", "no": "float32"}[precision]
 
 
 def test_only_the_speakers_rows_of_the_embeddings_move(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

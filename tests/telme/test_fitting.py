@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
 from telme.errors import DataError, UsageError
-from telme.fitting import Run, Task, _trainer, fit
+from telme.fitting import Run, Task, _trainer, fit, usable
 from telme.labels import MELD
-from telme.recipes import StageRecipe, recipe_named
+from telme.recipes import Precision, StageRecipe, recipe_named
 
 PUBLISHED, CLEAN = (recipe_named(name, "meld").teacher for name in ("published", "clean"))
 SMALL = StageRecipe(epochs=2, batch=4, lr=0.1, head_lr=0.1, clip=1.0, precision="float32")
@@ -166,3 +167,43 @@ def test_several_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UsageError, match=r"2 GPUs.*CUDA_VISIBLE_DEVICES=0"):
         fit(task(), tmp_path, SMALL, Run(), MELD)
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision", "accelerated"), [("AVX512", "bfloat16", "bf16"), ("AVX2", "float32", "no")]
+)
+def test_a_run_keeps_to_the_precision_that_its_processor_had(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capability: str,
+    precision: str,
+    accelerated: str,
+) -> None:
+    asked = replace(SMALL, precision="bfloat16")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    fit(task(), tmp_path, asked, Run(max_steps=1), MELD)
+    assert AcceleratorState().mixed_precision == accelerated
+    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["precision"] == precision
+    warned = ["bfloat16 needs AVX-512 or a GPU: this run is in float32"]
+    assert caplog.messages == (warned if precision == "float32" else [])
+    other = "AVX2" if capability == "AVX512" else "AVX512"
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: other)
+    with pytest.raises(UsageError, match=rf"another run .* precision .* \(was '{precision}'\)"):
+        fit(task(), tmp_path, asked, Run(max_steps=1, resume=True), MELD)
+
+
+@pytest.mark.parametrize(("native", "precision"), [(True, "bfloat16"), (False, "float16")])
+def test_a_gpu_that_would_emulate_bfloat16_gets_float16(
+    monkeypatch: pytest.MonkeyPatch, native: bool, precision: Precision
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    assert usable("bfloat16") == precision
+    assert [usable(kept) for kept in ("float16", "float32")] == ["float16", "float32"]
+
+
+def test_float16_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert [usable(asked) for asked in ("float16", "float32")] == ["float32", "float32"]
