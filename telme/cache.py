@@ -31,7 +31,8 @@ from telme.data import ClipSource
 from telme.errors import DataError
 from telme.features import FeatureMaker, Media, Missing
 
-_FORMAT = 2
+# How sound and pictures are made; raised with every change of what comes out.
+FORMAT = 3
 # What decodes, resamples and resizes; another version may give other tensors.
 _LIBRARIES = ("av", "numpy", "pillow", "soxr", "transformers")
 _META = "telme"
@@ -50,7 +51,7 @@ class MediaCache:
     def __init__(self, folder: Path, maker: FeatureMaker) -> None:
         self._maker = maker
         self._settings = {
-            "format": _FORMAT,
+            "format": FORMAT,
             **maker.media_settings,
             "libraries": {name: version(name) for name in _LIBRARIES},
             "machine": platform.machine(),

@@ -19,7 +19,7 @@ from telme.modes import Mode
 
 # The convolutions of data2vec-audio need 400 samples for their first time frame.
 MIN_SAMPLES = 400
-# Published code: of a longer sound the last 400,000 samples are kept.
+# Published code: of a longer sound the last 400,000 samples are kept, once the whole is normalised.
 MAX_SAMPLES = 400_000
 # Published code: a clip longer than this is not read at all.
 MAX_CLIP_S = 30
@@ -29,7 +29,9 @@ _EPSILON = 1e-7
 
 
 def input_values(pcm: NDArray[np.float32], rate_hz: int, mode: Mode) -> NDArray[np.float32]:
-    """One clip as the audio student hears it: [S] float32, zero mean, unit variance, not yet padded.
+    """One clip as the audio student hears it: [S] float32, not yet padded.
+
+    The whole clip is made zero mean and unit variance; what is kept of a long one need not have either.
 
     Args:
         pcm: [samples] float32, mono.
@@ -49,15 +51,16 @@ def input_values(pcm: NDArray[np.float32], rate_hz: int, mode: Mode) -> NDArray[
             f"a clip of {len(pcm) / rate_hz:.1f} s", f"at most {MAX_CLIP_S} s", "treat the audio as absent"
         )
     heard = pcm if rate_hz == mode.audio_rate_hz else soxr.resample(pcm, rate_hz, mode.audio_rate_hz, quality="HQ")
-    heard = heard[-MAX_SAMPLES:].astype(np.float64)
+    heard = heard.astype(np.float64)
     if len(heard) < MIN_SAMPLES:
         raise FeatureError(
             f"a sound of {len(heard)} samples at {mode.audio_rate_hz} Hz",
             f"at least {MIN_SAMPLES}",
             "treat the audio as absent",
         )
-    normal: NDArray[np.float32] = ((heard - heard.mean()) / np.sqrt(heard.var() + _EPSILON)).astype(np.float32)
-    return normal
+    normal = (heard - heard.mean()) / np.sqrt(heard.var() + _EPSILON)
+    kept: NDArray[np.float32] = normal[-MAX_SAMPLES:].astype(np.float32)
+    return kept
 
 
 def too_long(pcm: NDArray[Any], rate_hz: int) -> bool:

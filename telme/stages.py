@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from telme.bundle import TEXT_FILE, Bundle, load_bundle, save_bundle, sha256_of
-from telme.cache import ClipReport, MediaCache, digest_of, prepare
+from telme.cache import FORMAT, ClipReport, MediaCache, digest_of, prepare
 from telme.card import model_card
 from telme.checkpoints import write_json
 from telme.config import Part, TelmeConfig
@@ -251,12 +251,17 @@ class _Clips:
             self._tell(job.out, split)
 
     def digests(self, student: Student) -> dict[Split, str]:
-        """Of what the student takes: another one where other clips are missing, or their files are of other sizes."""
+        """Of what the student takes: another one where other clips are missing, their files are of other sizes, or
+        sound and pictures are made in another way.
+        """
         return {
             split: digest_of(
                 [
-                    None if student in missing else [_size(_file(source, student)), source.span_s]
-                    for source, missing in zip(self.sources[split], self.reports[split].missing, strict=True)
+                    FORMAT,
+                    *(
+                        None if student in missing else [_size(_file(source, student)), source.span_s]
+                        for source, missing in zip(self.sources[split], self.reports[split].missing, strict=True)
+                    ),
                 ]
             )
             for split in _SPLITS

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from transformers import Wav2Vec2FeatureExtractor
 
 from telme.errors import FeatureError
-from telme.modes import CLEAN, PUBLISHED_IEMOCAP, PUBLISHED_MELD
+from telme.modes import CLEAN, PUBLISHED_IEMOCAP, PUBLISHED_MELD, Mode
 from telme.sound import MAX_SAMPLES, input_values, pad_left
 
 
@@ -38,11 +38,16 @@ def test_any_rate_is_resampled() -> None:
     )
 
 
-def test_a_long_sound_keeps_its_end() -> None:
-    pcm = np.random.default_rng(1).normal(size=29 * 16_000).astype(np.float32)
-    made = input_values(pcm, 16_000, CLEAN)
+@pytest.mark.parametrize("mode", [CLEAN, PUBLISHED_MELD, PUBLISHED_IEMOCAP])
+def test_a_long_sound_keeps_its_end_as_normalised_with_its_beginning(mode: Mode) -> None:
+    rate_hz = mode.audio_rate_hz
+    pcm = np.random.default_rng(1).normal(size=29 * rate_hz).astype(np.float32)
+    pcm[: 10 * rate_hz] = 5 * pcm[: 10 * rate_hz] + 2  # another loudness and offset than its end
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=True, sampling_rate=rate_hz)  # type: ignore[no-untyped-call]
+    expected = extractor(pcm, sampling_rate=rate_hz, return_tensors="np")["input_values"][0][-MAX_SAMPLES:]
+    made = input_values(pcm, rate_hz, mode)
     assert len(made) == MAX_SAMPLES
-    np.testing.assert_allclose(made, input_values(pcm[-MAX_SAMPLES:], 16_000, CLEAN), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(made, expected, rtol=0, atol=1e-5)
 
 
 def test_a_clip_past_thirty_seconds_is_absent_or_published_zeros_or_read() -> None:

@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 from transformers import DistilBertConfig, TimesformerConfig
 
 from bench.meld_f1 import main as meld_f1
+from telme import stages
 from telme.bundle import CARD_FILE, load_bundle
-from telme.cache import MediaCache
+from telme.cache import FORMAT, MediaCache
 from telme.checkpoints import METRICS_FILE, complete_checkpoints
 from telme.data import find_clip, read_split, windows
 from telme.dialogue import SPEAKER_TOKENS
@@ -199,7 +200,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(trained: Path, stage: str, tmp_
 
 
 def test_a_fusion_does_not_go_on_when_clips_have_changed(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, out = tmp_path / "meld", tmp_path / "out"
     shutil.copytree(trained / "meld", data)
@@ -211,6 +212,10 @@ def test_a_fusion_does_not_go_on_when_clips_have_changed(
     assert main([*flags, "--resume"]) == 2
     assert "clips" in capsys.readouterr().err.splitlines()[-1]
     shutil.copy(trained / "meld" / "train_splits" / clip.name, clip)
+    with monkeypatch.context() as later:
+        later.setattr(stages, "FORMAT", FORMAT + 1)  # the same files, from which something else is made
+        assert main([*flags, "--resume"]) == 2
+    assert "clips" in capsys.readouterr().err.splitlines()[-1]
     assert main([*flags, "--resume"]) == 0
 
 
