@@ -32,6 +32,8 @@ from telme.features import Missing
 
 _LIBRARIES = ("av", "ctranslate2", "faster-whisper", "soxr")
 _FULL_SCALE = 32_767
+# Instead of a transcript: why there is none. (`missing`, as it was called, was also said where the system had failed.)
+_UNHEARD = "unheard"
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Transcripts:
         """What was said in each clip, or why it has no sound.
 
         Raises:
-            DataError: The folder cannot be written.
+            DataError: The folder cannot be written, or the system does not let a clip be read.
             TranscriptionError: The recognizer failed.
         """
         kept = dict(_read(self._path))
@@ -90,7 +92,7 @@ class Transcripts:
         ]
 
     def _keep(self, key: str, said: Said | Missing) -> None:
-        line = {"clip": key, **({"missing": said.reason} if isinstance(said, Missing) else asdict(said))}
+        line = {"clip": key, **({_UNHEARD: said.reason} if isinstance(said, Missing) else asdict(said))}
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -105,9 +107,9 @@ def _read(path: Path) -> Iterator[tuple[str, Said | Missing]]:
         try:
             held = json.loads(line)
             key = held["clip"]
-            yield key, Missing(held["missing"]) if "missing" in held else Said(held["text"], held["rejected"])
+            yield key, Missing(held[_UNHEARD]) if _UNHEARD in held else Said(held["text"], held["rejected"])
         except (ValueError, KeyError, TypeError):
-            continue  # cut short when the run was killed: that clip is transcribed again
+            continue  # cut short when the run was killed, or of another form: that clip is transcribed again
 
 
 def _key(source: ClipSource) -> str | None:

@@ -71,7 +71,7 @@ class MediaCache:
         """Sound and pictures of a clip.
 
         Raises:
-            DataError: The cache cannot be written, for instance because the disk is full.
+            DataError: The cache cannot be written, for instance because the disk is full, or the clip cannot be read.
         """
         path = self.path(source)
         kept = _kept(path)
@@ -121,7 +121,7 @@ def prepare(cache: MediaCache, sources: Sequence[ClipSource], workers: int, what
         what: The bar's title.
 
     Raises:
-        DataError: The cache cannot be written.
+        DataError: The cache cannot be written, or the system does not let a clip be read.
     """
     loader: DataLoader[dict[str, str] | DataError] = DataLoader(_Reasons(cache, sources), None, num_workers=workers)
     missing: list[dict[str, str]] = []

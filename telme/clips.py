@@ -1,10 +1,12 @@
 """A clip's sound and its 8 pictures, decoded once (PyAV).
 
-What cannot be decoded is a missing modality with a reason, never silence or black pictures.
+What cannot be decoded is a missing modality with a reason, never silence or black pictures. What the system refuses
+(files, rights, memory, a disk or a share that fails) is an error: it says nothing of the clip.
 """
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,11 +23,14 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from telme.data import ClipSource
+from telme.errors import DataError
 from telme.features import NOT_GIVEN, Missing
 from telme.frames import frame_indices
 from telme.media import channels_of, first_stream, open_media
 
 _Read = TypeVar("_Read")
+# What FFmpeg says of a file's content besides codes of its own, which are none of the system's.
+_OF_CONTENT = {errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ERANGE, errno.EDOM}
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +59,9 @@ def read_clip(source: ClipSource, audio: bool = True, video: bool = True) -> Cli
         source: Where it is.
         audio: Whether its sound is wanted.
         video: Whether its pictures are wanted.
+
+    Raises:
+        DataError: The system does not let it be read.
     """
     heard = _read(source.sound, _sound) if audio else NOT_GIVEN
     seen = _read(source.pictures, lambda path: _pictures(path, source.span_s)) if video else NOT_GIVEN
@@ -70,6 +78,12 @@ def _read(path: Path | Missing, read: Callable[[Path], _Read]) -> _Read | Missin
     except _Unreadable as error:
         return Missing(f"its file {error}")
     except (av.FFmpegError, OSError) as error:
+        if error.errno in errno.errorcode and error.errno not in _OF_CONTENT:
+            raise DataError(
+                f"{path} cannot be read: {error.strerror}",
+                "a clip that the system lets be read",
+                "mend that and run again; should it be this clip alone each time, it is damaged: take it away",
+            ) from error
         return Missing(f"its file is damaged or holds no media: {error.strerror}")
 
 

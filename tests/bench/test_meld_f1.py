@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from bench.transcripts import Said, Transcripts, as_captured, word_error_rate
 from stream.asr import Transcription
 from stream.config import AsrConfig
 from telme import cache as cache_module
+from telme import clips
 from telme.data import ClipSource
 from telme.features import Missing
 from telme.importer import import_published
@@ -213,6 +215,22 @@ def test_recognized_words_are_scored_with_their_error_rate(
     lines.write_text(lines.read_text(encoding="utf-8")[:-9], encoding="utf-8")
     with pytest.raises(TypeError):
         spoken.run(capsys, "--text", "asr", "--modalities", "text")
+
+
+def test_a_clip_that_the_system_did_not_let_be_read_is_transcribed_the_next_time(
+    spoken: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    flags = ["--csv", str(spoken.csv), "--clips", str(spoken.data), "--bundle", str(spoken.published)]
+    flags += ["--cache", str(spoken.folder / "cache"), "--text", "asr", "--modalities", "text"]
+    with monkeypatch.context() as failing:
+        failing.setattr(clips, "open_media", refuse)
+        assert meld_f1.main(flags) == 1
+    assert "dia0_utt0.mp4 cannot be read: Input/output error" in capsys.readouterr().err.splitlines()[-1]
+    assert not list((spoken.folder / "cache").glob("transcripts-*.jsonl"))
+    assert meld_f1.main(flags) == 0
 
 
 def test_the_real_recognizer_hears_clips_as_the_capture_side_does(tmp_path: Path) -> None:

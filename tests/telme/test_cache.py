@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from telme import cache as cache_module
+from telme import clips
 from telme.bundle import load_bundle
 from telme.cache import MediaCache, prepare
 from telme.clips import Clip, read_clip
@@ -120,6 +121,23 @@ def test_a_half_file_is_made_again(tmp_path: Path, source: ClipSource, decoded: 
     entry.write_bytes(entry.read_bytes()[:-7])
     assert same(first, cache.media(source))
     assert len(decoded) == 2
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_the_system_refuses_is_not_kept_as_a_damaged_clip(
+    tmp_path: Path, source: ClipSource, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    cache = MediaCache(tmp_path / "cache", maker_of(tmp_path))
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as crowded:
+        crowded.setattr(clips, "open_media", refuse)
+        with pytest.raises(DataError, match=r"dia0_utt0\.mp4 cannot be read: Too many open files"):
+            prepare(cache, [source], workers)
+    assert [path.name for path in (tmp_path / "cache").glob("*/*")] == ["settings.json"]
+    assert prepare(cache, [source], workers).reasons == {}
 
 
 @pytest.mark.parametrize("workers", [0, 1])

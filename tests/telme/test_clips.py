@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import resource
 import wave
 from pathlib import Path
 
@@ -10,8 +12,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from telme import clips
 from telme.clips import Clip, read_clip
 from telme.data import ClipSource
+from telme.errors import DataError
 from telme.features import Missing
 from telme.frames import frame_indices
 from tests.miniature import LOOKS, pictures, tone, write_clip
@@ -105,6 +109,31 @@ def test_a_clip_that_is_cut_off_or_overwritten_is_missing(tmp_path: Path) -> Non
     holed.write_bytes(whole[:2000] + bytes(CHANCE.integers(0, 256, 4000).astype(np.uint8)) + whole[6000:])
     assert all(reason is not None for reason in reasons(read(cut)))
     assert reasons(read(holed))[1] is not None
+
+
+def test_a_process_that_may_open_no_file_is_an_error_and_not_a_damaged_clip(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.wav", SOUND, None)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(DataError) as raised:
+            read(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert str(raised.value).startswith(f"{path} cannot be read: Too many open files; expected a clip")
+    assert reasons(read(path))[0] is None
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ENOMEM, errno.ESTALE, errno.ENFILE, errno.ENOENT])
+def test_what_the_system_refuses_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    path = write_clip(tmp_path / "a.wav", SOUND, None)
+
+    def refuse(*_: object) -> None:
+        av.error.err_check(-number, str(path))
+
+    monkeypatch.setattr(clips, "open_media", refuse)
+    with pytest.raises(DataError, match=r"a\.wav cannot be read: .*run again"):
+        read(path)
 
 
 def test_sound_of_zero_length(tmp_path: Path) -> None:
