@@ -4,7 +4,8 @@ Steps (--modalities): text, audio or video alone are answered by that network's 
 or both by the fusion, in which the other student is absent. Steps with audio or video need clips, recognized words too.
 
 Protocols: streaming, each utterance from itself and the turns before it, as the live worker does; published, in groups
-of four in the order of the file, as the authors' test code does (it differs for weights in a published mode only).
+of four in the order of the file and with all of a dialogue's turns that the prompt has room for, as the authors' test
+code does (it differs for weights in a published mode only).
 
 Words (--text): gold, the annotated ones; asr, what the live recognizer writes for the clips, in the context too, with
 the word error rate. Who spoke is as annotated.
@@ -288,7 +289,8 @@ class _Reader:
     def _outputs(self, name: Modality, words: _Words, clips: _Clips | None) -> Outputs:
         if name == "text":
             heard = words.heard(self.maker)
-            turns = windows(heard.values(), self._bundle.config.max_turns, self._bundle.config.input_mode)
+            most = len(words.rows) if self._ladder.reads_whole_dialogues else self._bundle.config.max_turns
+            turns = windows(heard.values(), most, self._bundle.config.input_mode)
             prompts = {place: self.maker.prompt_ids(window) for place, window in zip(heard, turns, strict=True)}
             return self._cache.outputs(
                 {"part": name, "prompts": list(prompts.items())}, lambda: self._ladder.text(prompts)

@@ -7,7 +7,8 @@ that is not named is absent. Students without text have no fusion: it shifts the
 Protocols. `streaming`: each utterance is answered from itself and the turns before it, as the live worker does.
 `published`: the utterances go in groups of four in the order of the file, as the authors' test code does, over the
 borders of dialogues and one to three utterances into the future. Where the bundle's mode says so, the fusion attends
-across a group and its sounds are padded to the longest; in clean mode both protocols give the same.
+across a group, its sounds are padded to the longest, and of a dialogue's turns none is left out before the prompt is
+too long; in clean mode both protocols give the same.
 
 Shapes: B utterances, T tokens, S samples, F video frames, D = 768 feature, C classes.
 """
@@ -28,7 +29,7 @@ from telme.bundle import Bundle
 from telme.config import Part
 from telme.errors import PredictorError, UsageError
 from telme.features import collate_prompts
-from telme.modes import Student
+from telme.modes import CLEAN, Student
 from telme.predictor import Networks
 from telme.sound import pad_left
 
@@ -89,6 +90,11 @@ class Ladder:
     def pads_sound_to_group(self) -> bool:
         """Whether a sound's feature depends on the others of its group."""
         return self._grouped and self._mode.audio_left_pad == "batch"
+
+    @property
+    def reads_whole_dialogues(self) -> bool:
+        """Whether a prompt's length alone cuts a dialogue, not the bundle's number of turns, which is for live ones."""
+        return self._grouped and self._mode.name != CLEAN.name
 
     @torch.inference_mode()
     def text(self, prompts: Mapping[int, Sequence[int]]) -> Outputs:

@@ -7,6 +7,7 @@ import errno
 import json
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ from stream.asr import Transcription
 from stream.config import AsrConfig
 from telme import cache as cache_module
 from telme import clips
+from telme.bundle import load_bundle
 from telme.data import ClipSource
+from telme.dialogue import SPEAKER_TOKENS
 from telme.features import Missing
 from telme.importer import import_published
+from telme.ladder import Ladder, Outputs
 from telme.predictor import TorchNetworks
 from tests.bundles import make_full_bundle, make_tiny_bundle
 from tests.commands import EXAMPLES
@@ -131,6 +135,41 @@ def test_another_backend_answers_the_same(
     assert onnx["confusion"] == torch["confusion"]
     assert onnx["calibration_error"] == pytest.approx(torch["calibration_error"], abs=1e-4)
     assert onnx["against"]["interval"] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("mode", "protocol", "turns"),
+    [("published-meld", "published", 33), ("published-meld", "streaming", 24), ("clean", "published", 24)],
+)
+def test_the_published_protocol_leaves_out_no_turn_of_a_long_dialogue(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    protocol: str,
+    turns: int,
+) -> None:
+    rows = [f"{number},a,{'ab'[number % 2]},joy,neutral,0,{number}" for number in range(33)]
+    path = tmp_path / "long.csv"
+    header = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID"
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    bundle = make_full_bundle(tmp_path / "bundle", mode=mode)
+    seen: dict[int, Sequence[int]] = {}
+    read = Ladder.text
+
+    def look(ladder: Ladder, prompts: Mapping[int, Sequence[int]]) -> Outputs:
+        seen.update(prompts)
+        return read(ladder, prompts)
+
+    monkeypatch.setattr(Ladder, "text", look)
+    given = ["--csv", str(path), "--bundle", str(bundle), "--text", "gold", "--modalities", "text"]
+    assert meld_f1.main([*given, "--protocol", protocol, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["n"] == 33
+    vocabulary = load_bundle(str(bundle)).tokenizer.get_vocab()
+    assert [seen[32].count(vocabulary[token]) for token in SPEAKER_TOKENS[:2]] == [
+        (turns + 1) // 2 + 1,  # the question at the end names it too
+        turns // 2,
+    ]
 
 
 def test_runs_are_compared_on_the_same_utterances(
