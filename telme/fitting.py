@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from scipy.optimize import minimize_scalar
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments, get_linear_schedule_with_warmup
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerControl, TrainerState
@@ -92,8 +93,8 @@ class Fitted:
     """What came out; the network has the best weights, rounded to the float16 in which bundles keep them.
 
     Attributes:
-        report: Scores on dev at `temperature`.
-        temperature: Fitted on dev.
+        report: Scores on dev at `temperature`, of those weights in float32: those of the bundle in use.
+        temperature: Fitted on the same answers.
     """
 
     report: Report
@@ -125,10 +126,9 @@ def fit(task: Task, folder: Path, recipe: StageRecipe, run: Run, labels: LabelSe
     kept = best_weights(folder)
     rounded = {name: value.half().float() if value.is_floating_point() else value for name, value in kept.items()}
     task.network.load_state_dict(rounded)
-    answers = trainer.predict(task.dev)
-    truth = _one(answers.label_ids)
-    temperature = fit_temperature(_one(answers.predictions), truth)
-    fitted = Fitted(report_of(_one(answers.predictions), truth, labels, temperature), temperature)
+    logits, truth = _answers(trainer, task, recipe, run)
+    temperature = fit_temperature(logits, truth)
+    fitted = Fitted(report_of(logits, truth, labels, temperature), temperature)
     if not is_finished:
         write_json(folder / METRICS_FILE, _metrics(trainer, folder, fitted))
     return fitted
@@ -316,14 +316,31 @@ def _metrics(trainer: Trainer, folder: Path, fitted: Fitted) -> dict[str, Any]:
     }
 
 
+@torch.inference_mode()
+def _answers(trainer: Trainer, task: Task, recipe: StageRecipe, run: Run) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Logits [N, C] and class indices [N] of dev, without the autocast that the Trainer puts around its network."""
+    learner = trainer.accelerator.unwrap_model(task.learner, keep_fp32_wrapper=False).eval()
+    loader: DataLoader[Any] = DataLoader(task.dev, recipe.batch, collate_fn=task.collate, num_workers=run.workers)
+    logits: list[Tensor] = []
+    truth: list[Tensor] = []
+    for batch in loader:
+        logits.append(learner(**send_to_device(batch, trainer.args.device))["logits"].cpu())
+        truth.append(batch["labels"])
+    return _finite(torch.cat(logits).numpy()), torch.cat(truth).numpy()
+
+
 def _one(answers: Any) -> NDArray[Any]:
     return np.asarray(answers[0] if isinstance(answers, tuple) else answers)
 
 
 def _evaluated(logits: NDArray[Any], truth: NDArray[Any], labels: LabelSet) -> dict[str, float]:
+    return {"weighted_f1": report_of(_finite(logits), truth, labels).weighted_f1}
+
+
+def _finite(logits: NDArray[Any]) -> NDArray[Any]:
     if not np.isfinite(logits).all():
         raise DataError("answers on dev that are no numbers", "a loss that falls", "train with a lower --lr")
-    return {"weighted_f1": report_of(logits, truth, labels).weighted_f1}
+    return logits
 
 
 def report_of(logits: NDArray[Any], truth: NDArray[Any], labels: LabelSet, temperature: float = 1.0) -> Report:

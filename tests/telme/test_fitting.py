@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
+from telme.checkpoints import best_weights
 from telme.errors import DataError, UsageError
-from telme.fitting import Run, Task, _trainer, fit, usable
+from telme.fitting import Run, Task, _trainer, fit, fit_temperature, report_of, usable
 from telme.labels import MELD
 from telme.recipes import Precision, StageRecipe, recipe_named
 
@@ -156,6 +157,25 @@ def test_a_run_that_ended_before_it_said_its_steps_stays_as_it_is(tmp_path: Path
     (tmp_path / "metrics.json").write_text(json.dumps(older), encoding="utf-8")
     assert fit(task(), tmp_path, SMALL, Run(resume=True), MELD) == whole
     assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["steps"] == metrics["steps"]
+
+
+def test_figures_are_those_of_the_weights_in_float32_and_not_of_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    recipe = replace(SMALL, precision="bfloat16")
+    made = task()
+    fitted = fit(made, tmp_path, recipe, Run(), MELD)
+    kept = {name: value.half().float() for name, value in best_weights(tmp_path).items()}
+    batch = collate([row % 7 for row in range(14)])
+    logits = functional.linear(batch["inputs"], kept["weight"], kept["bias"]).numpy()
+    truth = batch["labels"].numpy()
+    temperature = fit_temperature(logits, truth)
+    assert (fitted.temperature, fitted.report) == (temperature, report_of(logits, truth, MELD, temperature))
+    told = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert (told["temperature"], told["dev"]) == (temperature, json.loads(json.dumps(asdict(fitted.report))))
+    assert fit(task(), tmp_path, recipe, Run(resume=True), MELD) == fitted
 
 
 def test_answers_that_are_no_numbers_end_the_run(tmp_path: Path) -> None:
