@@ -69,7 +69,7 @@ def begin(folder: Path, settings: Mapping[str, Any], resume: bool) -> Path | Non
         write_json(path, settings)
     for incomplete in _checkpoints(folder) - complete_checkpoints(folder):
         shutil.rmtree(incomplete)
-    return max(complete_checkpoints(folder), key=_step, default=None)
+    return max(complete_checkpoints(folder), key=step_of, default=None)
 
 
 def _check_nothing_trained(folder: Path) -> None:
@@ -118,7 +118,8 @@ def _checkpoints(folder: Path) -> set[Path]:
     return {path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()}
 
 
-def _step(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint was written at."""
     return int(checkpoint.name.rpartition("-")[2])
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -36,9 +36,10 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from telme.bundle import Bundle, open_bundle, save_bundle, sha256_of
-from telme.checkpoints import begin, mark_complete
+from telme.checkpoints import begin, mark_complete, step_of
 from telme.config import TelmeConfig
 from telme.data import Row, annotation_file, read_split
 from telme.datasets import MELD_DATA, Split
@@ -213,7 +214,11 @@ def _trained(
         callbacks=[_Average()],
     )
     checkpoint = begin(options.out, {**_settings(options), "precision": precision}, options.resume)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if checkpoint is not None and step_of(checkpoint) >= (options.max_steps if options.max_steps > 0 else planned):
+        # It ended before its bundle was written. The Trainer would take a step before it looks how many it has taken.
+        load_model(pupil, checkpoint / SAFE_WEIGHTS_NAME)
+    else:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return pupil.average.cpu().eval()
 
 

@@ -26,9 +26,10 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments, get_linear_schedule_with_warmup
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerControl, TrainerState
 
-from telme.checkpoints import METRICS_FILE, begin, best, best_weights, keep_best, mark_complete, write_json
+from telme.checkpoints import METRICS_FILE, begin, best, best_weights, keep_best, mark_complete, step_of, write_json
 from telme.errors import DataError, UsageError
 from telme.evaluate import Report, score
 from telme.labels import LabelSet
@@ -120,8 +121,12 @@ def fit(task: Task, folder: Path, recipe: StageRecipe, run: Run, labels: LabelSe
     settings = {**asdict(recipe), **task.described, "seed": run.seed, "save_every": run.save_every}
     checkpoint = begin(folder, settings, run.resume)
     trainer = _trainer(task, folder, recipe, run, labels)
-    is_finished = _steps_done(folder) >= _planned(task, recipe, run)
-    if not is_finished:
+    planned = _planned(task, recipe, run)
+    is_finished = _steps_done(folder) >= planned
+    if not is_finished and checkpoint is not None and step_of(checkpoint) >= planned:
+        # It ended before it could say so. The Trainer would take a step before it looks how many it has taken.
+        trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    elif not is_finished:
         _train(trainer, folder, checkpoint)
     kept = best_weights(folder)
     rounded = {name: value.half().float() if value.is_floating_point() else value for name, value in kept.items()}
@@ -164,10 +169,7 @@ def usable(precision: Precision) -> Precision:
 
 
 def _steps_done(folder: Path) -> int:
-    """What metrics.json covers, a trial's few steps perhaps; 0 where there is none yet, or one that does not say it.
-
-    Then a run that has come to its end is gone on with from its last checkpoint, for no step.
-    """
+    """What metrics.json covers, a trial's few steps perhaps; 0 where there is none yet, or one that does not say it."""
     path = folder / METRICS_FILE
     return int(json.loads(path.read_text(encoding="utf-8")).get("steps", 0)) if path.is_file() else 0
 

@@ -233,6 +233,22 @@ def test_it_goes_on_where_it_was_stopped(folder: Path, capsys: pytest.CaptureFix
     assert again["temperature"] == pytest.approx(whole["temperature"], rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("more", "steps"),
+    [(["--epochs", "2", "--max-steps", "2"], 2), (["--epochs", "1.25"], 4)],
+    ids=["trial", "part of an epoch"],
+)
+def test_a_run_that_was_killed_before_its_bundle_was_written_takes_no_further_step(
+    folder: Path, capsys: pytest.CaptureFixture[str], more: list[str], steps: int
+) -> None:
+    whole = run(folder, "out", capsys, *more)
+    saved = (folder / "out" / "bundle" / TEXT_FILE).read_bytes()
+    shutil.rmtree(folder / "out" / "bundle")
+    assert run(folder, "out", capsys, *more, "--resume") == whole
+    assert (folder / "out" / "bundle" / TEXT_FILE).read_bytes() == saved
+    assert max(int(path.name.rpartition("-")[2]) for path in (folder / "out").glob("checkpoint-*")) == steps
+
+
 def test_it_goes_on_with_the_same_data_and_teacher_only(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = read_split(folder / "data", "train")
     said = folder / "said.safetensors"

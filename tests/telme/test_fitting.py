@@ -150,6 +150,22 @@ def test_a_trial_is_gone_on_with_to_the_end(tmp_path: Path) -> None:
     assert again == whole
 
 
+@pytest.mark.parametrize(
+    ("epochs", "max_steps", "steps"), [(2.0, 3, 3), (1.25, -1, 13), (2.0, -1, 20)], ids=["trial", "part", "whole"]
+)
+def test_a_run_that_was_killed_at_its_very_end_takes_no_further_step(
+    tmp_path: Path, epochs: float, max_steps: int, steps: int
+) -> None:
+    recipe, run = replace(SMALL, epochs=epochs), Run(max_steps=max_steps)
+    whole = fit(task(), tmp_path, recipe, run, MELD)
+    said = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert said["steps"] == steps
+    (tmp_path / "metrics.json").unlink()
+    assert fit(task(), tmp_path, recipe, replace(run, resume=True), MELD) == whole
+    assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8")) == said
+    assert not (tmp_path / f"checkpoint-{steps + 1}").exists()
+
+
 def test_a_run_that_ended_before_it_said_its_steps_stays_as_it_is(tmp_path: Path) -> None:
     whole = fit(task(), tmp_path, SMALL, Run(), MELD)
     metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
