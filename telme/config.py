@@ -71,6 +71,14 @@ class TelmeConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
     logit_prior: float = 0.0
     turn_starts: list[int] | None = None
 
+    def __post_init__(self, **settings: Any) -> None:
+        """Have transformers' own names of the classes be the data set's."""
+        if self.dataset in LABEL_SETS:
+            names = self.label_set.names
+            self.id2label = dict(enumerate(names))
+            self.label2id = {name: place for place, name in enumerate(names)}
+        super().__post_init__(**settings)  # type: ignore[no-untyped-call]
+
     @property
     def label_set(self) -> LabelSet:
         """The classes, in the order of the logits.
