@@ -5,7 +5,8 @@
 2. The worker alone: context, features and model, without sockets, on a dialogue that fills the whole context. With
    `--worker-only` on several backends: each network's share, the ratio to torch eager in float32, one utterance at a
    time, in the same run, and the floor: operations and bytes over what this processor does at its best in that
-   precision, measured before and after. `--tokens` sets the length of the prompts.
+   precision, measured before and after. A backend that cannot run here is a row with the reason, and the exit code is 1
+   where none can. `--tokens` sets the length of the prompts.
 3. `--worker-only ... --full-size`: networks of the published size with random weights, made for the run and removed
    after it; 128 tokens, 3.6 s of sound and 8 pictures. It takes minutes and several GB there.
 
@@ -25,18 +26,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.floor import ceilings_of, floors
+from bench.floor import Ceilings, ceilings_of, floors
 from bench.gpu import machine, utterances
 from bench.random_bundle import SIZES, make_random_bundle
 from bench.stages import TimedNetworks, percentiles, print_rows, time_alone, time_batch
-from engines.predictor import choices, networks_of
+from engines.predictor import Choice, choices, networks_of
 from engines.spec import RunSettings
 from engines.store import Store, default_root
 from stream.app import run_all
@@ -53,6 +54,7 @@ from telme.predictor import NetworkPredictor
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 WORKER_RUNS = 200
+BASELINE = "torch-fp32"
 _LEAST_TURN_TOKENS = 5
 STAGES = ("hangover", "asr_hidden", "asr_wait", "asr", "link", "compute", "bus", "total")
 
@@ -128,8 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_up_logging(debug=False)
     try:
         if options.worker_only:
-            compare(options)
-            return 0
+            return compare(options)
         replayed = replay(options.input, options.bundle)
         worker_ms = time_workers({"worker": load_model(WorkerConfig(options.bundle or "compact"))})["worker"]
     except TelmeStreamError as error:
@@ -172,11 +173,13 @@ def time_workers(models: Mapping[str, Model]) -> dict[str, list[float]]:
     return {name: times[name][model.max_turns :] for name, model in models.items()}
 
 
-def compare(options: argparse.Namespace) -> None:
-    """Print what each backend takes, and how many times faster than torch eager it is.
+def compare(options: argparse.Namespace) -> int:
+    """Print what each backend takes, and how many times faster than torch eager it is; returns the exit code.
+
+    A backend that cannot run here is a row with the reason; where that is so of all that were asked for, none is timed.
 
     Raises:
-        TelmeStreamError: A backend cannot run.
+        TelmeStreamError: torch eager cannot run, or a backend fails while it is timed.
     """
     threads = options.threads or max((os.cpu_count() or 1) // 2, 1)
     torch.set_num_threads(threads)
@@ -189,23 +192,73 @@ def compare(options: argparse.Namespace) -> None:
         if options.tokens:
             bundle.config.max_prompt_tokens = options.tokens
             bundle.config.max_turns = max(bundle.config.max_turns, options.tokens // _LEAST_TURN_TOKENS)
-        run = RunSettings(threads=threads)
-        chosen = (choices(*name.split("-", 1))[0] for name in ("torch-fp32", *options.worker_only))
-        ranked = {f"{choice.backend}-{choice.precision}": choice for choice in chosen}
-        networks = {name: TimedNetworks(networks_of(bundle, choice, run, store)) for name, choice in ranked.items()}
-        precisions = {choice.precision for choice in ranked.values()}
-        before = ceilings_of(precisions)
-        rows = time_backends(networks, bundle, options)
-        ceilings = {precision: after.best(before[precision]) for precision, after in ceilings_of(precisions).items()}
-        (one,) = utterances(bundle, 1, mixed=False)
-        if options.tokens:
-            one = replace(one, prompt_ids=one.prompt_ids[:1] * options.tokens)
-        floor = floors(bundle, one, ceilings)
-    compare_with(rows["torch-fp32"], rows)
+        baseline, *asked = [choices(*name.split("-", 1))[0] for name in (BASELINE, *options.worker_only)]
+        networks, cannot_run = ready(bundle, [baseline, *asked], RunSettings(threads=threads), store)
+        if not any(choice.name in networks for choice in asked):
+            print_missing(cannot_run, sys.stderr)
+            return 1
+        rows, floor, ceilings = measure(networks, bundle, options)
     print_rows(rows, floor)
+    print_missing(cannot_run, sys.stdout)
     about = {"bundle": bundle.model_id, "threads": threads, "machine": machine(), "tokens": options.tokens}
     about["ceilings"] = {precision: ceiling.figures() for precision, ceiling in ceilings.items()}
-    print(json.dumps({**about, "floor": floor, "worker": rows}))
+    print(json.dumps({**about, "floor": floor, "worker": rows, "cannot_run": cannot_run}))
+    return 0
+
+
+def ready(
+    bundle: Bundle, wanted: Sequence[Choice], run: RunSettings, store: Store
+) -> tuple[dict[str, TimedNetworks], dict[str, str]]:
+    """Each backend's networks, after an answer that pays for the start; and why others cannot run here.
+
+    Args:
+        bundle: The networks.
+        wanted: The baseline first.
+        run: Threads.
+        store: Where graphs are kept.
+
+    Raises:
+        TelmeStreamError: The baseline cannot run.
+    """
+    networks: dict[str, TimedNetworks] = {}
+    cannot_run: dict[str, str] = {}
+    for choice in wanted:
+        try:
+            timed = TimedNetworks(networks_of(bundle, choice, run, store))
+            NetworkPredictor(bundle, timed).predict(utterances(bundle, 1, mixed=False))
+        except TelmeStreamError as error:
+            if not networks:
+                raise
+            cannot_run[choice.name] = str(error)
+            continue
+        timed.times_ms.clear()
+        networks[choice.name] = timed
+    return networks, cannot_run
+
+
+def print_missing(cannot_run: Mapping[str, str], file: TextIO) -> None:
+    """A row for each backend that cannot run."""
+    for name, reason in cannot_run.items():
+        print(f"{name} cannot run: {reason}", file=file)
+
+
+def measure(
+    networks: Mapping[str, TimedNetworks], bundle: Bundle, options: argparse.Namespace
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, dict[str, float]]], dict[str, Ceilings]]:
+    """Each backend's figures, and the floor and ceilings of each precision.
+
+    Raises:
+        TelmeStreamError: One fails.
+    """
+    precisions = {name.rpartition("-")[2] for name in networks}
+    before = ceilings_of(precisions)
+    rows = time_backends(networks, bundle, options)
+    compare_with(rows[BASELINE], rows)
+    ceilings = {precision: after.best(before[precision]) for precision, after in ceilings_of(precisions).items()}
+    (one,) = utterances(bundle, 1, mixed=False)
+    if options.tokens:
+        one = replace(one, prompt_ids=one.prompt_ids[:1] * options.tokens)
+    return rows, floors(bundle, one, ceilings), ceilings
 
 
 def time_backends(
@@ -214,12 +267,9 @@ def time_backends(
     """Percentiles in total and of each network, on each BACKEND-PRECISION.
 
     Raises:
-        TelmeStreamError: One cannot run.
+        TelmeStreamError: One fails.
     """
     predictors = {name: NetworkPredictor(bundle, timed) for name, timed in networks.items()}
-    for name, predictor in predictors.items():
-        predictor.predict(utterances(bundle, 1, mixed=False))  # the first pays for the start
-        networks[name].times_ms.clear()
     if options.full_size:
         totals_ms = time_alone(predictors, utterances(bundle, options.runs, mixed=False))
     else:

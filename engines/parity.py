@@ -3,7 +3,8 @@
 The inputs are recorded: the utterances of an annotation file, or a conversation with its transcript, sound and
 pictures. Of each backend: the largest and mean difference of the logits, their cosine, the share of equal labels, and
 with an annotation file the difference of weighted F1. Logits are compared without their mean over the classes, which
-no probability depends on. A table, then one JSON object as the last line.
+no probability depends on. A backend that cannot run here is a row with the reason. A table, then one JSON object as the
+last line; the exit code is 1 where none can run.
 """
 
 from __future__ import annotations
@@ -133,23 +134,29 @@ def _turn(line: Mapping[str, Any]) -> Turn:
 
 def measure(
     bundle: Bundle, wanted: Sequence[Choice], features: Sequence[Features], truth: Sequence[int] | None, store: Store
-) -> list[Parity]:
-    """Each backend against torch in float32.
+) -> tuple[list[Parity], dict[str, str]]:
+    """Each backend against torch in float32, and of those that cannot run here BACKEND-PRECISION and the reason.
 
     Raises:
-        TelmeStreamError: One cannot run.
+        TelmeStreamError: torch in float32 cannot run.
     """
     temperature = bundle.config.calibration_temperature
     expected = logits(TorchPredictor(bundle), features, temperature)
-    found = []
+    rows: list[Parity] = []
+    cannot_run: dict[str, str] = {}
     for choice in wanted:
-        predictor = NetworkPredictor(bundle, networks_of(bundle, choice, RunSettings(), store))
-        found.append(compare(predictor.backend, logits(predictor, features, temperature), expected, truth))
-    return found
+        try:
+            predictor = NetworkPredictor(bundle, networks_of(bundle, choice, RunSettings(), store))
+            found = logits(predictor, features, temperature)
+        except TelmeStreamError as error:
+            cannot_run[choice.name] = str(error)
+            continue
+        rows.append(compare(predictor.backend, found, expected, truth))
+    return rows, cannot_run
 
 
-def table(rows: Sequence[Parity]) -> str:
-    """The rows as Markdown."""
+def table(rows: Sequence[Parity], cannot_run: Mapping[str, str]) -> str:
+    """The rows as Markdown, and what did not run."""
     lines = [
         "| backend | largest difference | mean | least cosine | labels equal | weighted F1 | n |",
         "|---|---|---|---|---|---|---|",
@@ -160,7 +167,7 @@ def table(rows: Sequence[Parity]) -> str:
             f"| {row.backend} | {row.largest:.1e} | {row.mean:.1e} | {row.cosine:.6f} | {100 * row.labels_equal:.2f} % "
             f"| {f1} | {row.n} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"{name} cannot run: {reason}" for name, reason in cannot_run.items())])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -185,14 +192,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             features, truth = conversation(bundle, options.transcript, options.recording), None
         with TemporaryDirectory() as cache:
-            rows = measure(bundle, wanted, features, truth, Store(Path(cache)))
+            rows, cannot_run = measure(bundle, wanted, features, truth, Store(Path(cache)))
     except TelmeStreamError as error:
         sys.stderr.write(f"parity: error: {error}\n")
         return error.exit_code
-    sys.stdout.write(
-        f"{table(rows)}\n{json.dumps({'model': bundle.model_id, 'rows': [asdict(row) for row in rows]})}\n"
-    )
-    return 0
+    report = {"model": bundle.model_id, "rows": [asdict(row) for row in rows], "cannot_run": cannot_run}
+    sys.stdout.write(f"{table(rows, cannot_run)}\n{json.dumps(report)}\n")
+    return 0 if rows else 1
 
 
 def _weighted_f1(answers: NDArray[np.float64], truth: Sequence[int]) -> float:

@@ -35,6 +35,11 @@ class Choice:
     precision: Precision
     why: str
 
+    @property
+    def name(self) -> str:
+        """BACKEND-PRECISION, as the benches take it."""
+        return f"{self.backend}-{self.precision}"
+
 
 def choices(backend: str = "auto", precision: str = "auto") -> list[Choice]:
     """What to run networks on, best first; more than one only where the program may choose.

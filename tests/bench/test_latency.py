@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import bench.latency
+import engines.onednn
 from bench.latency import main
 from bench.stages import TimedNetworks, print_rows
 from telme.models import EncoderOutput
@@ -101,3 +103,19 @@ def test_a_backend_without_its_precision_is_that_which_it_would_be(
 def test_a_backend_that_cannot_run_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--worker-only", "onnx-bf16", "--full-size", "small", "--runs", "1"]) != 0
     assert "precision bf16 on ONNX Runtime" in capsys.readouterr().err
+
+
+def test_a_backend_that_cannot_run_keeps_nothing_from_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(engines.onednn, "knows_bfloat16", lambda: False)
+    monkeypatch.setattr(bench.latency, "WORKER_RUNS", 40)
+    bundle = str(make_tiny_bundle(tmp_path / "bundle"))
+    assert main(["--worker-only", "torch-bf16", "onnx-fp32", "--bundle", bundle]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    report = json.loads(last)
+    assert list(report["worker"]) == ["torch-fp32", "onnx-fp32"]
+    assert "expected AVX-512" in report["cannot_run"]["torch-bf16"]
+    assert lines[-1] == f"torch-bf16 cannot run: {report['cannot_run']['torch-bf16']}"
+    assert main(["--worker-only", "torch-bf16", "--bundle", bundle]) == 1
+    assert "torch-bf16 cannot run: torch in bf16 on a processor without it" in capsys.readouterr().err

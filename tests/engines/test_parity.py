@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import engines.onednn
 from engines.parity import compare, conversation, main
 from telme.bundle import load_bundle, save_bundle
 from telme.errors import DataError
@@ -86,3 +87,20 @@ def test_annotations_are_read_as_the_bundles_data_set_has_them(
     assert row["n"] == len(csv.read_text(encoding="utf-8").splitlines()) - 1
     assert row["labels_equal"] == 1
     assert row["f1_difference"] == 0
+
+
+def test_a_backend_that_cannot_run_keeps_nothing_from_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(engines.onednn, "knows_bfloat16", lambda: False)
+    folder = make_tiny_bundle(tmp_path / "bundle")
+    asked = ["--bundle", str(folder), "--transcript", str(EXAMPLES / "conversation.json")]
+    asked += ["--recording", str(EXAMPLES / "conversation.mp4"), "--backends", "torch-bf16"]
+    assert main([*asked, "onnx-fp32"]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    report = json.loads(last)
+    assert [row["backend"] for row in report["rows"]] == ["onnx-fp32"]
+    assert "expected AVX-512" in report["cannot_run"]["torch-bf16"]
+    assert lines[-1] == f"torch-bf16 cannot run: {report['cannot_run']['torch-bf16']}"
+    assert main(asked) == 1
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == []
