@@ -10,8 +10,8 @@ Shapes: B utterances, T tokens, S samples, F video frames, D = 768 feature, C cl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -22,7 +22,8 @@ from engines.networks import GraphNetworks
 from engines.spec import GraphSpec, Precision, Profile, RunSettings, TensorSpec, graph_spec
 from telme.bundle import Bundle
 from telme.config import Part
-from telme.errors import EngineError, OutOfMemory
+from telme.errors import EngineError
+from telme.memory import memory_needed
 
 BATCHES = (1, 2, 4, 8, 16)
 TOKENS_STEP = 64
@@ -189,11 +190,11 @@ class Lane:
         """
         for sizes in common_shapes(self.spec.limits) if self._captures else ():
             try:
-                with self._memory_needed(sizes):
+                with memory_needed(self._at(sizes), self.device.place):
                     self._slot(sizes)
             except RuntimeError as error:
                 raise EngineError(
-                    f"the {self.spec.part} network at {sizes} cannot be made ready on {self.device.place}: {error}",
+                    f"{self._at(sizes)} cannot be made ready on {self.device.place}: {error}",
                     "a network that CUDA runs and captures",
                     "use another --backend, and report this",
                 ) from error
@@ -211,7 +212,7 @@ class Lane:
         sizes = self.spec.sizes(inputs)
         if any(tensor.device.type != "cpu" for tensor in inputs.values()):
             self.device.wait_for_caller(self.stream)
-        with self._memory_needed(sizes), self.device.on(self.stream):
+        with memory_needed(self._at(sizes), self.device.place), self.device.on(self.stream):
             if self._any_shape is None:
                 outputs = self._slot(bucket(sizes, self.spec.limits)).run(inputs, sizes)
             else:
@@ -231,16 +232,8 @@ class Lane:
             self._slots[key] = _Slot(self, sizes)
         return self._slots[key]
 
-    @contextmanager
-    def _memory_needed(self, sizes: Sizes) -> Iterator[None]:
-        try:
-            yield
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory(
-                f"no room on {self.device.place} for the {self.spec.part} network at {dict(sizes)}: {error}",
-                "free GPU memory",
-                "stop what else uses the GPU",
-            ) from error
+    def _at(self, sizes: Sizes) -> str:
+        return f"the {self.spec.part} network at {dict(sizes)}"
 
 
 class _Slot:
@@ -303,10 +296,15 @@ class CudaNetworks(GraphNetworks):
 
 
 class TorchProgram:
-    """A part under torch, in half precision or not."""
+    """A part under torch, in half precision or not.
+
+    Raises:
+        OutOfMemory: The device has no room for its weights.
+    """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
-        self._module = module.to(device)
+        with memory_needed("a network's weights", device):
+            self._module = module.to(device)
 
     def work(self, sizes: Sizes | None) -> Work:
         """See Program: torch runs at any shape."""
@@ -325,6 +323,7 @@ def torch_networks(
 
     Raises:
         EngineError: There is no GPU, or torch has no such precision.
+        OutOfMemory: The device has no room for them.
     """
     where = CudaDevice() if device is None else device
     programs: dict[Part, Program] = {

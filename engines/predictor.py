@@ -108,6 +108,7 @@ def networks_of(bundle: Bundle, choice: Choice, run: RunSettings, store: Store) 
         UsageError: The backend has no such precision here.
         MissingDependency: A package that it needs is not installed.
         EngineError: Its engines cannot be built, stored or loaded.
+        OutOfMemory: The device has no room for it.
     """
     match choice.backend:
         case "onnx":

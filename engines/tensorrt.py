@@ -25,6 +25,7 @@ from engines.store import Store
 from telme.bundle import Bundle
 from telme.config import Part
 from telme.errors import EngineError, OutOfMemory, PredictorError
+from telme.memory import memory_needed
 
 _log = logging.getLogger(__name__)
 
@@ -145,6 +146,9 @@ class PlanProgram:
         spec: Its interface.
         profiles: Those that it was built with, in that order.
         device: Where it was loaded.
+
+    Raises:
+        OutOfMemory: The device has no room for its scratch memory.
     """
 
     def __init__(self, plan: Plan, spec: GraphSpec, profiles: Sequence[Profile], device: Device) -> None:
@@ -152,7 +156,9 @@ class PlanProgram:
         self._spec = spec
         self._profiles = profiles
         self._device = device
-        self._scratch = torch.empty(max(plan.engine.device_memory_size_v2, 1), dtype=torch.uint8, device=device.place)
+        size = max(plan.engine.device_memory_size_v2, 1)
+        with memory_needed(f"{size} bytes of the {spec.part} plan", device.place):
+            self._scratch = torch.empty(size, dtype=torch.uint8, device=device.place)
 
     def work(self, sizes: Sizes | None) -> Work:
         """See Program."""

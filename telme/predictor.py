@@ -20,6 +20,7 @@ from telme.config import TelmeConfig
 from telme.errors import OutOfMemory, PredictorError
 from telme.features import Features, Missing, Watched, collate_prompts
 from telme.labels import LabelSet
+from telme.memory import lacks_memory, memory_needed
 from telme.modeling import TelmeModel
 from telme.models import EncoderOutput
 from telme.sound import pad_left
@@ -28,7 +29,6 @@ _log = logging.getLogger(__name__)
 
 # Prompts whose lengths are within so many tokens share a batch.
 _TOKENS_BUCKET = 32
-_CPU_OUT_OF_MEMORY = "can't allocate memory"  # of torch's CPU allocator, which raises a bare RuntimeError
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class NetworkPredictor:
             try:
                 answers += self._answer(rows)
             except (OutOfMemory, MemoryError, RuntimeError, IndexError) as error:
-                if not _lacks_memory(error):
+                if not lacks_memory(error):
                     raise PredictorError(
                         f"{self.model_id} on {self.backend} failed: {error}",
                         "an answer",
@@ -218,6 +218,9 @@ class TorchNetworks:
 
     Args:
         model: Its networks; they stay where they are, and a GPU gets copies.
+
+    Raises:
+        OutOfMemory: The GPU has no room for them.
     """
 
     most_rows = 16
@@ -228,7 +231,8 @@ class TorchNetworks:
         self._model = model
         if self._device.type != "cpu":
             # The bundle's own stay on the CPU, where other backends export them. And no TF32 in the reference.
-            self._model = copy.deepcopy(model).to(self._device)  # type: ignore[arg-type]  # transformers wraps it
+            with memory_needed("the networks", self._device):
+                self._model = copy.deepcopy(model).to(self._device)  # type: ignore[arg-type]  # transformers wraps it
             torch.backends.cudnn.allow_tf32 = False
         self._fusion = None if self._model.fusion is None else self._model.fusion.row_by_row()
 
@@ -271,10 +275,6 @@ def _stack(features: Mapping[int, Tensor], like: Tensor) -> Tensor:
     for row, feature in features.items():
         stacked[row] = feature[0]
     return stacked
-
-
-def _lacks_memory(error: Exception) -> bool:
-    return isinstance(error, OutOfMemory | MemoryError | torch.OutOfMemoryError) or _CPU_OUT_OF_MEMORY in str(error)
 
 
 class TorchPredictor(NetworkPredictor):

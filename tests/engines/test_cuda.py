@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from engines.cuda import (
     BATCHES,
@@ -138,6 +138,17 @@ def test_no_room_is_told_as_such_and_a_smaller_batch_goes_on(graphs: bool) -> No
     with pytest.raises(OutOfMemory, match=r"text network at .*'batch': 9.*out of memory"):
         lane.run(prompts(9, 5))
     assert lane.run(prompts(4, 5))[0].tolist() == [5, 10, 15, 20]
+
+
+def test_weights_without_room_are_told_as_such() -> None:
+    """So that the program may choose another backend."""
+
+    class Large(nn.Module):
+        def to(self, *place: object) -> Large:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    with pytest.raises(OutOfMemory, match="no room on cpu for a network's weights: CUDA out of memory"):
+        TorchProgram(Large(), torch.device("cpu"))
 
 
 def test_a_network_that_cannot_be_captured_is_an_error_of_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

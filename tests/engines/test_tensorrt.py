@@ -150,6 +150,16 @@ def test_no_room_for_a_context_is_told(bundle: Bundle, tmp_path: Path) -> None:
         Plan(fake_toolkit(engine), tmp_path / "plan").context(captured=False)
 
 
+def test_no_room_for_scratch_memory_is_told(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "plan").write_bytes(b"a plan")
+    spec = graph_spec(bundle.config, "fusion")
+    engine = FakeEngine(spec, default_profiles(spec), torch.nn.Identity())
+    engine.device_memory_size_v2 = 1 << 60
+    plan = Plan(fake_toolkit(engine), tmp_path / "plan")
+    with pytest.raises(OutOfMemory, match=r"no room on cpu for 1152921504606846976 bytes of the fusion plan"):
+        PlanProgram(plan, spec, default_profiles(spec), FakeDevice())
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

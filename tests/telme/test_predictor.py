@@ -15,6 +15,7 @@ from telme.config import FEATURE_DIM, Part
 from telme.dialogue import Turn
 from telme.errors import OutOfMemory, PredictorError
 from telme.features import FeatureMaker, Features, Missing, collate_prompts
+from telme.modeling import TelmeModel
 from telme.models import EncoderOutput
 from telme.predictor import NetworkPredictor, TorchNetworks, TorchPredictor
 from telme.sound import pad_left
@@ -134,6 +135,7 @@ NO_ROOM = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
     OutOfMemory("the device is full", "room", "free some"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
 ]
 
 
@@ -163,6 +165,19 @@ def test_one_utterance_without_room_is_a_clear_error_and_the_next_may_fit(tmp_pa
         predictor.predict([features(bundle)] * 3)
     networks.room = 1
     assert len(predictor.predict([features(bundle)])) == 1
+
+
+def test_a_gpu_without_room_for_the_networks_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the program may choose another backend."""
+
+    def full(self: TelmeModel, device: torch.device) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    bundle = loaded(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(TelmeModel, "to", full)
+    with pytest.raises(OutOfMemory, match=r"no room on cuda for the networks: CUDA out of memory.*uses cuda"):
+        TorchNetworks(bundle.model)
 
 
 def test_pictures_watched_before_are_not_watched_again(tmp_path: Path) -> None:
