@@ -10,8 +10,9 @@ Shapes: B utterances, T tokens, S samples, F video frames, D = 768 feature, C cl
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any, Protocol
 
 import torch
@@ -22,13 +23,15 @@ from engines.networks import GraphNetworks
 from engines.spec import GraphSpec, Precision, Profile, RunSettings, TensorSpec, graph_spec
 from telme.bundle import Bundle
 from telme.config import Part
-from telme.errors import EngineError
-from telme.memory import memory_needed
+from telme.errors import EngineError, PredictorError
+from telme.memory import lacks_memory, memory_needed
 
 BATCHES = (1, 2, 4, 8, 16)
 TOKENS_STEP = 64
 _OPEN = "samples"
 _DTYPES = {"int64": torch.int64, "float32": torch.float32, "bool": torch.bool}
+
+_log = logging.getLogger(__name__)
 
 Sizes = Mapping[str, int]
 Inputs = Mapping[str, Tensor]
@@ -111,10 +114,21 @@ class CudaDevice:
     def capture(
         self, stream: torch.cuda.Stream, pool: Any, work: Callable[[], Outputs]
     ) -> tuple[Callable[[], None], Outputs]:
-        """Record work as a CUDA graph; returns what replays it on the current stream, and where its outputs appear."""
+        """Record work as a CUDA graph; returns what replays it on the current stream, and where its outputs appear.
+
+        Raises:
+            RuntimeError: It cannot be recorded; the current stream and the allocator are as before.
+        """
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=stream):
-            outputs = work()
+        try:
+            # Where torch cannot end a recording, its stream stays the current one: `on` puts that right.
+            with self.on(stream), torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+                outputs = work()
+        except RuntimeError:
+            # And its allocator goes on recording: no output's memory would come free again.
+            with suppress(RuntimeError, AttributeError):  # it does not; a torch before 2.8 has another name for it
+                torch._C._cuda_endAllocateToPool(self.place.index, pool)
+            raise
         return graph.replay, outputs
 
 
@@ -164,6 +178,9 @@ def extent(tensor: TensorSpec, sizes: Sizes) -> tuple[int, ...]:
 class Lane:
     """One network on a stream of its own.
 
+    A shape of an utterance alone is captured at the start, another one when it comes for the second time. What cannot
+    be captured costs speed only: that shape and those after it are launched kernel by kernel, and the log says why.
+
     Args:
         spec: Its interface.
         program: The network.
@@ -186,16 +203,18 @@ class Lane:
 
         Raises:
             OutOfMemory: The device has no room.
-            EngineError: The network cannot be run or captured.
+            EngineError: The network cannot be run.
         """
         for sizes in common_shapes(self.spec.limits) if self._captures else ():
             try:
                 with memory_needed(self._at(sizes), self.device.place):
-                    self._slot(sizes)
+                    slot = _Slot(self, sizes)
+                    self._ready(slot, sizes)
+                    self._slots[self._key(sizes)] = slot
             except RuntimeError as error:
                 raise EngineError(
                     f"{self._at(sizes)} cannot be made ready on {self.device.place}: {error}",
-                    "a network that CUDA runs and captures",
+                    "a network that CUDA runs",
                     "use another --backend, and report this",
                 ) from error
 
@@ -214,7 +233,7 @@ class Lane:
             self.device.wait_for_caller(self.stream)
         with memory_needed(self._at(sizes), self.device.place), self.device.on(self.stream):
             if self._any_shape is None:
-                outputs = self._slot(bucket(sizes, self.spec.limits)).run(inputs, sizes)
+                outputs = self._at_shape(bucket(sizes, self.spec.limits), inputs, sizes)
             else:
                 outputs = self._any_shape({name: self._sent(tensor) for name, tensor in inputs.items()})
         self.device.let_caller_wait(self.stream, outputs)
@@ -226,36 +245,88 @@ class Lane:
         staged = self.device.pinned(tensor.shape, tensor.dtype)
         return staged.copy_(tensor).to(self.device.place, non_blocking=True)
 
-    def _slot(self, sizes: Sizes) -> _Slot:
-        key = tuple(sizes[name] for name in self.spec.limits)
-        if key not in self._slots:
-            self._slots[key] = _Slot(self, sizes)
-        return self._slots[key]
+    def _at_shape(self, shape: Sizes, inputs: Inputs, sizes: Sizes) -> Outputs:
+        slot = self._slots.get(self._key(shape))
+        if slot is None:
+            slot = _Slot(self, shape)
+        else:
+            self._ready(slot, shape)
+        outputs = slot.run(inputs, sizes)
+        self._slots[self._key(shape)] = slot  # not before: one without room is not kept
+        return outputs
+
+    def _key(self, shape: Sizes) -> tuple[int, ...]:
+        return tuple(shape[name] for name in self.spec.limits)
+
+    def _ready(self, slot: _Slot, sizes: Sizes) -> None:
+        """Capture a slot's work, where that is possible and not done."""
+        if slot.captured or not self._captures:
+            return
+        slot.rehearse()
+        try:
+            slot.capture()
+        except (RuntimeError, PredictorError) as error:
+            if lacks_memory(error):
+                raise
+            self._captures = False
+            reason = " ".join(str(error).split())
+            _log.warning("%s cannot be captured and runs slower: %s", self._at(sizes), reason)
+            slot.rehearse()
+            self.device.mark(self.stream)()  # a device that is lost says so here
 
     def _at(self, sizes: Sizes) -> str:
         return f"the {self.spec.part} network at {dict(sizes)}"
 
 
 class _Slot:
-    """A network's buffers and captured work at one shape."""
+    """A network's buffers and work at one shape, captured or not.
+
+    Attributes:
+        captured: Whether the work is replayed.
+    """
 
     def __init__(self, lane: Lane, sizes: Sizes) -> None:
         self._lane = lane
-        device, stream = lane.device, lane.stream
+        device = lane.device
         shapes = {tensor.name: (extent(tensor, sizes), _DTYPES[tensor.dtype]) for tensor in lane.spec.inputs}
         self._staged = {name: device.pinned(shape, dtype) for name, (shape, dtype) in shapes.items()}
-        self._work = lane.program.work(sizes)  # owns what the captured kernels use
-        with device.on(stream):
+        with device.on(lane.stream):
             self._buffers = {
                 name: torch.ones(shape, dtype=dtype, device=device.place) for name, (shape, dtype) in shapes.items()
             }
-            # The first run allocates and chooses kernels, which cannot be captured.
+        self._work = lane.program.work(sizes)  # owns what the captured kernels use
+        self._launch: Callable[[], Outputs] = lambda: self._work(self._buffers)
+        self._sent = device.mark(lane.stream)
+        self.captured = False
+
+    def rehearse(self) -> None:
+        """Run as a capture does: the first run allocates and chooses kernels, which cannot be captured.
+
+        A prompt's first token is hidden, since transformers leaves out a mask that hides nothing, but not in a capture.
+        """
+        with self._lane.device.on(self._lane.stream):
+            for tensor in self._lane.spec.inputs:
+                if "tokens" in tensor.shape:
+                    self._buffers[tensor.name][:, 0] = 0
             self._work(self._buffers)
-        self._sent = device.mark(stream)
-        self._again, self._outputs = device.capture(stream, lane.pool, lambda: self._work(self._buffers))
+
+    def capture(self) -> None:
+        """Record the work, which is replayed from now on.
+
+        Raises:
+            RuntimeError: It cannot be recorded.
+        """
+        lane = self._lane
+        again, outputs = lane.device.capture(lane.stream, lane.pool, lambda: self._work(self._buffers))
+
+        def launch() -> Outputs:
+            again()
+            return outputs
+
+        self._launch, self.captured = launch, True
 
     def run(self, inputs: Inputs, sizes: Sizes) -> Outputs:
-        """Fill the buffers and replay; rows beyond the inputs' hold what they held, and nobody reads their answers."""
+        """Fill the buffers and launch; rows beyond the inputs' hold what they held, and nobody reads their answers."""
         self._sent()  # else the last inputs could be overwritten on their way
         for tensor in self._lane.spec.inputs:
             given, buffer = inputs[tensor.name], self._buffers[tensor.name]
@@ -268,9 +339,8 @@ class _Slot:
             staged[corner(tensor, sizes)] = given
             buffer.copy_(staged, non_blocking=True)
         self._sent = self._lane.device.mark(self._lane.stream)
-        self._again()
         # Copies, since the next replay overwrites them.
-        return [output[: sizes["batch"]].clone() for output in self._outputs]
+        return [output[: sizes["batch"]].clone() for output in self._launch()]
 
 
 class CudaNetworks(GraphNetworks):
