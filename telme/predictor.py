@@ -29,6 +29,10 @@ _log = logging.getLogger(__name__)
 
 # Prompts whose lengths are within so many tokens share a batch.
 _TOKENS_BUCKET = 32
+# What torch raises (since 2.8) when the GPU itself failed: from then on every call in this process does.
+_DEVICE_LOST: tuple[type[Exception], ...] = tuple(
+    kind for kind in (getattr(torch, "AcceleratorError", None),) if kind is not None
+)
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,8 @@ class NetworkPredictor:
     """Answers with the networks of a backend.
 
     Encoders get batches of like length, the fusion each utterance on its own. A batch that the device has no room for
-    is halved, and later ones are no larger.
+    is halved, and later ones are no larger. torch's AcceleratorError of a GPU that is lost passes: no later call in the
+    same process would be answered.
 
     Args:
         bundle: Gives the configuration and the padding token.
@@ -134,6 +139,8 @@ class NetworkPredictor:
             try:
                 answers += self._answer(rows)
             except (OutOfMemory, MemoryError, RuntimeError, IndexError) as error:
+                if isinstance(error, _DEVICE_LOST) and not lacks_memory(error):
+                    raise  # so that the process ends: only another one can answer
                 if not lacks_memory(error):
                     raise PredictorError(
                         f"{self.model_id} on {self.backend} failed: {error}",

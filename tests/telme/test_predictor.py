@@ -136,6 +136,7 @@ NO_ROOM = [
     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
     OutOfMemory("the device is full", "room", "free some"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    torch.AcceleratorError("CUDA error: out of memory"),
 ]
 
 
@@ -165,6 +166,16 @@ def test_one_utterance_without_room_is_a_clear_error_and_the_next_may_fit(tmp_pa
         predictor.predict([features(bundle)] * 3)
     networks.room = 1
     assert len(predictor.predict([features(bundle)])) == 1
+
+
+def test_a_gpu_that_is_lost_ends_the_process_and_another_error_costs_the_utterance(tmp_path: Path) -> None:
+    """Every later call would fail too, and each utterance be lost; the next worker is sent this one again."""
+    bundle = loaded(tmp_path)
+    lost = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
+        NetworkPredictor(bundle, Cramped(bundle, 0, lost)).predict([features(bundle)])
+    with pytest.raises(PredictorError, match=r"on torch-cpu failed: CUDA error: an odd one"):
+        NetworkPredictor(bundle, Cramped(bundle, 0, RuntimeError("CUDA error: an odd one"))).predict([features(bundle)])
 
 
 def test_a_gpu_without_room_for_the_networks_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
