@@ -2,7 +2,8 @@
 
 Each backend runs in a process of its own, so that one that dies or eats the memory spoils no other's figures. Torch
 eager in float32, one utterance at a time, is the baseline and the reference of the answers. One utterance is 128
-tokens, 3.6 s of sound and 8 pictures; `mixed` is a batch of as many lengths as utterances. A table, then a JSON file.
+tokens, 3.6 s of sound and 8 pictures; `mixed` is a batch of as many lengths as utterances. A table, then a JSON file,
+which is written after each backend, with what is known so far. `--only` takes some of them, beside the baseline.
 
 `--cpu-check` runs all of it that needs no GPU, on small networks: it shows that the script works, and measures nothing.
 """
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -69,7 +70,8 @@ CASES: Mapping[str, Make] = {
     "tensorrt-bf16": _tensorrt("bf16"),
     "onnx-fp32": lambda bundle, store: onnx_networks(bundle, "fp32", _RUN, store),
 }
-PLANS = "tensorrt-plans"
+PLANS, FLOOR = "tensorrt-plans", "floor"
+NAMES = (*CASES, PLANS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,67 +79,103 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cpu-check", action="store_true", help="small networks, no GPU: does the script work?")
     parser.add_argument("--runs", type=int, default=200, help="utterances alone that are timed")
+    parser.add_argument("--only", nargs="+", choices=NAMES, metavar="CASE", help=f"some of {', '.join(NAMES)}")
+    parser.add_argument("--timeout-s", type=float, default=900, help="for each case, its start included (default: 900)")
     parser.add_argument("--out", type=Path, help="JSON file (default: bench/results/gpu-NAME-DAY.json)")
-    parser.add_argument("--case", choices=[*CASES, PLANS], help=argparse.SUPPRESS)  # one backend, in its own process
+    parser.add_argument("--case", choices=[*NAMES, FLOOR], help=argparse.SUPPRESS)  # one of them, in its own process
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.case:
-        return run_case(options.case, options.work, options.runs)
+        run_case(options.case, options.work, options.runs)
+        return 0
     if not options.cpu_check and not torch.cuda.is_available():
         sys.stderr.write("gpu: error: torch sees no GPU; expected one; try bash bench/gpu.sh --cpu-check\n")
         return 1
-    with tempfile.TemporaryDirectory() as folder:
-        report = run_all(Path(folder), options.cpu_check, options.runs)
-    name = f"gpu-{report['machine']['gpu'].replace(' ', '-')}-{datetime.now(UTC):%Y-%m-%d}.json"
-    out = options.out or RESULTS / name
+    report = {"machine": machine(), "cpu_check": options.cpu_check}
+    out = options.out or RESULTS / f"gpu-{report['machine']['gpu'].replace(' ', '-')}-{datetime.now(UTC):%Y-%m-%d}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        for rows in measured(Path(folder), options):
+            report |= {"floor": rows[0], "rows": rows[1:]}
+            out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print_table(report)
     print(f"written: {out}")
-    return 1 if any("error" in row for row in report["rows"]) else 0
+    return 1 if any("error" in row for row in (report["floor"], *report["rows"])) else 0
 
 
-def run_all(work: Path, cpu_check: bool, runs: int) -> dict[str, Any]:
-    """Every backend that is here, each in a process of its own."""
-    make_random_bundle(work / "bundle", "small" if cpu_check else "published")
+def measured(work: Path, options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
+    """The floor and the rows so far: one more at a time, each from a process of its own."""
+    make_random_bundle(work / "bundle", "small" if options.cpu_check else "published")
     # The published size on a processor is bench/latency.py's.
-    kinds = ("onnx",) if cpu_check else ("torch-cuda", *(["tensorrt"] if installed() else []))
-    names = [BASELINE, *(name for name in CASES if name.startswith(kinds))]
-    if cpu_check and installed():
+    kinds = ("onnx",) if options.cpu_check else ("torch-cuda", *(["tensorrt"] if installed() else []))
+    names = [name for name in CASES if name.startswith(kinds)]
+    if options.cpu_check and installed():
         names.append(PLANS)
-    rows = [in_process(name, work, runs) for name in names]
-    return {"machine": machine(), "cpu_check": cpu_check, "floor": floor(work / "bundle"), "rows": rows}
+    names = [name for name in options.only or names if name != BASELINE]
+    rows: list[dict[str, Any]] = []
+    for name in (FLOOR, BASELINE, *names):
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        command = [sys.executable, "-m", "bench.gpu", "--case", name, "--work", str(work), "--runs", str(options.runs)]
+        rows.append(in_process(name, command, options.timeout_s))
+        yield rows
 
 
-def in_process(name: str, work: Path, runs: int) -> dict[str, Any]:
-    """One backend's figures, or why there are none."""
-    command = [sys.executable, "-m", "bench.gpu", "--case", name, "--work", str(work), "--runs", str(runs)]
-    print(f"{name} ...", file=sys.stderr, flush=True)
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    last = done.stdout.strip().rpartition("\n")[2]
-    if done.returncode == 0 and last:
-        row: dict[str, Any] = json.loads(last)
-        return row
-    return {"backend": name, "error": f"its process ended with {done.returncode}; what it said is above"}
+def in_process(name: str, command: Sequence[str], timeout_s: float) -> dict[str, Any]:
+    """One case's figures, and why some are missing.
 
-
-def run_case(name: str, work: Path, runs: int) -> int:
-    """Measure one backend and print its figures as one line of JSON."""
-    bundle, store = load_bundle(str(work / "bundle")), Store(work / "engines")
-    started_s = time.perf_counter()
-    row: dict[str, Any]
+    Args:
+        name: Of the case.
+        command: Prints its figures so far as lines of JSON; the last one counts.
+        timeout_s: Until it is killed.
+    """
+    why = ""
     try:
-        if name == PLANS:
-            row = compile_plans(bundle, store)
-        else:
-            predictor = NetworkPredictor(bundle, CASES[name](bundle, store))
-            row = {"backend": name, "named": predictor.backend, "ready_s": round(time.perf_counter() - started_s, 1)}
-            row |= compare(predictor, bundle, work / "reference.npy", name == BASELINE)
-            row |= clock(predictor, bundle, runs)
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=False, timeout=timeout_s)
+        said = done.stdout
+        if done.returncode:
+            why = f"its process ended with {done.returncode}; what it said is above"
+    except subprocess.TimeoutExpired as error:
+        said, why = error.stdout or b"", f"it was not done in {timeout_s:g} s"
+    row: dict[str, Any] = {"backend": name}
+    for line in said.decode(errors="replace").splitlines():
+        if line.startswith("{") and line.endswith("}"):
+            row = json.loads(line)
+    if not why and len(row) == 1:
+        why = "its process printed no figures"
+    return row | ({"error": why} if why else {})
+
+
+def run_case(name: str, work: Path, runs: int) -> None:
+    """Measure one case and print its figures as a line of JSON, anew whenever there are more."""
+    bundle, store = load_bundle(str(work / "bundle")), Store(work / "engines")
+    row: dict[str, Any] = {"backend": name}
+    try:
+        for figures in figures_of(name, bundle, store, work, runs):
+            row |= figures
+            print(json.dumps(row), flush=True)
     except TelmeStreamError as error:
-        row = {"backend": name, "error": str(error)}
-    print(json.dumps(row))
-    return 0
+        print(json.dumps(row | {"error": str(error)}))
+
+
+def figures_of(name: str, bundle: Bundle, store: Store, work: Path, runs: int) -> Iterator[dict[str, Any]]:
+    """One case's figures, a few at a time.
+
+    Raises:
+        TelmeStreamError: The backend cannot run, or fails.
+    """
+    if name == FLOOR:
+        yield floor(bundle)
+        return
+    if name == PLANS:
+        yield compile_plans(bundle, store)
+        return
+    started_s = time.perf_counter()
+    predictor = NetworkPredictor(bundle, CASES[name](bundle, store))
+    yield {"named": predictor.backend, "ready_s": round(time.perf_counter() - started_s, 1)}
+    yield compare(predictor, bundle, work / "reference.npy", name == BASELINE)
+    yield clock(predictor, bundle, runs)
+    if torch.cuda.is_available():
+        yield profiled(predictor, bundle)
 
 
 def compile_plans(bundle: Bundle, store: Store) -> dict[str, Any]:
@@ -178,12 +216,14 @@ def utterances(bundle: Bundle, count: int, mixed: bool) -> list[Features]:
 
 
 def compare(predictor: NetworkPredictor, bundle: Bundle, file: Path, is_reference: bool) -> dict[str, Any]:
-    """How far the answers are from float32's."""
+    """How far the answers are from float32's, where the baseline gave some."""
     given = utterances(bundle, UTTERANCES if torch.cuda.is_available() else 4, mixed=True)
     found = logits(predictor, given, bundle.config.calibration_temperature)
     if is_reference:
         np.save(file, found)
         return {}
+    if not file.exists():
+        return {"parity_error": f"{BASELINE} gave no answers"}
     parity = parity_of(predictor.backend, found, np.load(file))
     return {
         "logits_max_difference": parity.largest,
@@ -206,10 +246,19 @@ def clock(predictor: NetworkPredictor, bundle: Bundle, runs: int) -> dict[str, A
     if not torch.cuda.is_available():
         return alone_ms | rates
     memory = {"gpu_memory_mb": round((torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0]) / 1e6)}
-    return alone_ms | rates | memory | {"kernels_ms": kernels(predictor, alone)}
+    return alone_ms | rates | memory
 
 
-def kernels(predictor: NetworkPredictor, utterance: Features) -> dict[str, float]:
+def profiled(predictor: Predictor, bundle: Bundle) -> dict[str, Any]:
+    """The slowest kernels, or why torch's profiler gave none: it needs rights that not every machine gives."""
+    (alone,) = utterances(bundle, 1, mixed=False)
+    try:
+        return {"kernels_ms": kernels(predictor, alone)}
+    except (RuntimeError, OSError, AttributeError) as error:
+        return {"kernels_error": f"{type(error).__name__}: {error}"}
+
+
+def kernels(predictor: Predictor, utterance: Features) -> dict[str, float]:
     """The ten kernels that take most of the GPU's time for one utterance: what stands between it and the floor."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
@@ -233,9 +282,8 @@ def time_ms(predictor: Predictor, batch: Sequence[Features]) -> float:
     return 1000 * (time.perf_counter() - started_s)
 
 
-def floor(folder: Path) -> dict[str, float]:
+def floor(bundle: Bundle) -> dict[str, float]:
     """The least milliseconds of one utterance, in half precision on a GPU."""
-    bundle = load_bundle(str(folder))
     (one,) = utterances(bundle, 1, mixed=False)
     precision = "fp16" if torch.cuda.is_available() else "fp32"
     found = ceilings_of([precision])
@@ -269,12 +317,17 @@ def print_table(report: Mapping[str, Any]) -> None:
     print(f"{'backend':<24}" + "".join(f"{name:>22}" for name in columns) + f"{'times faster alone':>22}")
     baseline_ms = rows[0].get("alone_p50_ms")
     for row in rows:
-        if "alone_p50_ms" not in row:
-            print(f"{row['backend']:<24}  {row.get('error') or row.get('not_run')}")
-            continue
-        cells = "".join(f"{row.get(name, ''):>22.5g}" if name in row else f"{'':>22}" for name in columns)
-        print(f"{row['backend']:<24}{cells}{baseline_ms / row['alone_p50_ms']:>22.2f}")
-    print(f"{'floor':<24}{report['floor']['alone_ms']:>22.5g}{'':>22}{report['floor']['batched_per_s']:>22.5g}")
+        if "alone_p50_ms" in row:
+            cells = "".join(f"{row[name]:>22.5g}" if name in row else f"{'':>22}" for name in columns)
+            faster = f"{baseline_ms / row['alone_p50_ms']:>22.2f}" if baseline_ms else ""
+            print(f"{row['backend']:<24}{cells}{faster}")
+        if why := row.get("error") or row.get("not_run"):
+            print(f"{row['backend']:<24}  {why}")
+    least = report["floor"]
+    if "error" in least:
+        print(f"{FLOOR:<24}  {least['error']}")
+        return
+    print(f"{FLOOR:<24}{least['alone_ms']:>22.5g}{'':>22}{least['batched_per_s']:>22.5g}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 #   bash bench/gpu.sh --pack DIR [VERSION]  before that, where there is an index: fill DIR for Python VERSION (3.12)
 #   bash bench/gpu.sh --cpu-check           small networks, no GPU: does the script work?
 #
-# What else is given goes to bench/gpu.py (--runs, --out). PYTHON names the interpreter.
+# What else is given goes to bench/gpu.py (--only, --runs, --timeout-s, --out). PYTHON names the interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

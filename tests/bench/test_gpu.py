@@ -8,14 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 import torch
 from torch import nn
 from torch.autograd import DeviceType  # type: ignore[attr-defined]  # it has no other public name
 
+import bench.gpu
 from bench.floor import Ceilings, count_flops, measure_ceilings
-from bench.gpu import main, print_table, slowest
+from bench.gpu import compare, in_process, main, print_table, profiled, slowest
+from telme.bundle import load_bundle
+from telme.predictor import TorchPredictor
+from tests.bundles import make_tiny_bundle
 
 SCRIPT = Path(__file__).parents[2] / "bench" / "gpu.sh"
 DEADLINE_S = 900
@@ -52,6 +57,78 @@ def test_the_table_names_what_did_not_run(capsys: pytest.CaptureFixture[str]) ->
     assert [line.split()[-1] for line in lines[1:3]] == ["1.00", "10.00"]
     assert lines[3].endswith("its process ended with -9")
     assert lines[4].split() == ["floor", "1.5", "700"]
+
+
+def test_the_table_has_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"backend": "torch-eager-fp32", "error": "it was not done in 900 s"},
+        {"backend": "torch-cuda-fp16", "alone_p50_ms": 4.0, "error": "its process ended with -9"},
+    ]
+    print_table({"rows": rows, "floor": {"backend": "floor", "error": "it was not done in 900 s"}})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].endswith("it was not done in 900 s")
+    assert lines[2].split() == ["torch-cuda-fp16", "4"]
+    assert lines[3].endswith("its process ended with -9")
+    assert lines[4].split()[0] == "floor"
+
+
+FIGURES = 'import os, time; print(\'{"backend": "one", "ready_s": 2.0}\', flush=True); '
+
+
+@pytest.mark.parametrize(
+    ("code", "timeout_s", "row"),
+    [
+        ("print('a word of a library')", 60, {"ready_s": 2.0}),
+        ("os._exit(3)", 60, {"ready_s": 2.0, "error": "its process ended with 3; what it said is above"}),
+        ("time.sleep(600)", 5, {"ready_s": 2.0, "error": "it was not done in 5 s"}),
+    ],
+)
+def test_a_case_that_breaks_off_keeps_its_figures(code: str, timeout_s: float, row: dict[str, object]) -> None:
+    assert in_process("one", [sys.executable, "-c", FIGURES + code], timeout_s) == {"backend": "one", **row}
+
+
+def test_a_case_without_figures_says_so() -> None:
+    assert in_process("one", [sys.executable, "-c", ""], 60)["error"] == "its process printed no figures"
+
+
+def test_the_file_is_written_after_each_case(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And only those that are asked for run, beside the floor and the baseline."""
+    out, asked = tmp_path / "results" / "gpu.json", list[str]()
+
+    def broken_off(name: str, command: list[str], timeout_s: float) -> dict[str, object]:
+        asked.append(name)
+        if name == "tensorrt-bf16":
+            raise KeyboardInterrupt
+        return {"backend": name}
+
+    monkeypatch.setattr(bench.gpu, "make_random_bundle", lambda *given: None)
+    monkeypatch.setattr(bench.gpu, "in_process", broken_off)
+    only = ["--only", "onnx-fp32", "tensorrt-bf16"]
+    with pytest.raises(KeyboardInterrupt):
+        main(["--cpu-check", "--out", str(out), *only])
+    assert asked == ["floor", "torch-eager-fp32", "onnx-fp32", "tensorrt-bf16"]
+    report = json.loads(out.read_text(encoding="utf-8"))
+    assert report["floor"] == {"backend": "floor"}
+    assert [row["backend"] for row in report["rows"]] == ["torch-eager-fp32", "onnx-fp32"]
+
+
+def test_a_profiler_that_does_not_run_costs_its_own_figures_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refused(**given: object) -> NoReturn:
+        raise RuntimeError("CUPTI_ERROR_INSUFFICIENT_PRIVILEGES")
+
+    monkeypatch.setattr(torch.profiler, "profile", refused)
+    bundle = load_bundle(str(make_tiny_bundle(tmp_path / "bundle")))
+    assert profiled(TorchPredictor(bundle), bundle) == {
+        "kernels_error": "RuntimeError: CUPTI_ERROR_INSUFFICIENT_PRIVILEGES"
+    }
+
+
+def test_without_the_baselines_answers_a_case_goes_on(tmp_path: Path) -> None:
+    bundle = load_bundle(str(make_tiny_bundle(tmp_path / "bundle")))
+    found = compare(TorchPredictor(bundle), bundle, tmp_path / "reference.npy", is_reference=False)
+    assert found == {"parity_error": "torch-eager-fp32 gave no answers"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tells what is said without a GPU")
