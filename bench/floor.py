@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from engines.export import part_module
 from engines.onnx import import_onnxruntime
@@ -26,6 +26,15 @@ _TYPES: Mapping[str, tuple[torch.dtype, int]] = {
     "bf16": (torch.bfloat16, 2),
     "int8": (torch.int8, 1),
 }
+
+
+def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: object, **__: object) -> int:
+    """Of the shapes of an attention's inputs."""
+    return sdpa_flop_count(query, key, value)
+
+
+# torch's counter knows attention on a GPU alone.
+_UNCOUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
 
 
 @dataclass(frozen=True)
@@ -157,7 +166,7 @@ def _work(network: nn.Module, inputs: Sequence[Tensor]) -> tuple[int, int]:
 
 def count_flops(network: nn.Module, *inputs: Tensor) -> int:
     """Operations of a network on these inputs."""
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+    with FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter, torch.inference_mode():
         network(*inputs)
     return int(counter.get_total_flops())
 

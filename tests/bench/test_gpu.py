@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd import DeviceType  # type: ignore[attr-defined]  # it has no other public name
+from torch.nn import functional
 
 import bench.gpu
 from bench.floor import Ceilings, count_flops, measure_ceilings
@@ -37,6 +38,16 @@ def test_the_floor_is_the_larger_of_arithmetic_and_memory() -> None:
 
 def test_operations_are_counted() -> None:
     assert count_flops(nn.Linear(8, 4), torch.ones(3, 8)) == 2 * 3 * 8 * 4
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_operations_of_attention_are_counted(masked: bool) -> None:
+    class Attention(nn.Module):
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            mask = torch.ones(2, 1, 5, 5, dtype=torch.bool) if masked else None
+            return functional.scaled_dot_product_attention(states, states, states, attn_mask=mask)
+
+    assert count_flops(Attention(), torch.ones(2, 3, 5, 8)) == 4 * 2 * 3 * 5**2 * 8
 
 
 def test_the_table_names_what_did_not_run(capsys: pytest.CaptureFixture[str]) -> None:
