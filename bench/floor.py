@@ -30,7 +30,7 @@ _TYPES: Mapping[str, tuple[torch.dtype, int]] = {
 
 def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: object, **__: object) -> int:
     """Of the shapes of an attention's inputs."""
-    return sdpa_flop_count(query, key, value)
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
 
 # torch's counter knows attention on a GPU alone.
