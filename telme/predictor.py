@@ -164,16 +164,17 @@ class NetworkPredictor:
 
     def _answer(self, rows: Sequence[Features]) -> list[Prediction]:
         unused = [{**self._unread, **features.missing} for features in rows]
-        text = self._read(rows)
+        read = self._read(rows)
         if "fusion" in self._config.parts:
             # Pictures first: on a GPU they take longest, and sounds run beside them.
             seen, heard = self._seen(rows), self._heard(rows)
+            text = _in_order(read)  # which waits for the texts
             present = torch.tensor([[row in heard, row in seen] for row in range(len(rows))])
             logits = self._networks.fusion(
                 text.feature, _stack(heard, text.feature), _stack(seen, text.feature), present
             )
         else:
-            logits, seen = text.logits, {}
+            logits, seen = _in_order(read).logits, {}
         # [B, C], with as many decimals as double has, so that rows sum to 1.
         probabilities = (logits.double().cpu() / self._config.calibration_temperature).softmax(1).tolist()
         return [
@@ -181,21 +182,13 @@ class NetworkPredictor:
             for row in range(len(rows))
         ]
 
-    def _read(self, rows: Sequence[Features]) -> EncoderOutput:
-        """The teacher's answers in the order of the rows."""
+    def _read(self, rows: Sequence[Features]) -> list[tuple[list[int], EncoderOutput]]:
+        """Rows of like length, and the teacher's answers to them."""
         lengths = {row: len(features.prompt_ids) for row, features in enumerate(rows)}
-        order: list[int] = []
-        answers: list[EncoderOutput] = []
-        for bucket in _grouped({row: -(-length // _TOKENS_BUCKET) for row, length in lengths.items()}):
-            answers.append(
-                self._networks.text(*collate_prompts([rows[row].prompt_ids for row in bucket], self._pad_id))
-            )
-            order += bucket
-        if len(answers) == 1:
-            return answers[0]
-        back = torch.tensor(order).argsort().to(answers[0].feature.device)
-        features, logits = zip(*answers, strict=True)
-        return EncoderOutput(torch.cat(features)[back], torch.cat(logits)[back])
+        return [
+            (bucket, self._networks.text(*collate_prompts([rows[row].prompt_ids for row in bucket], self._pad_id)))
+            for bucket in _grouped({row: -(-length // _TOKENS_BUCKET) for row, length in lengths.items()})
+        ]
 
     def _heard(self, rows: Sequence[Features]) -> dict[int, Tensor]:
         """Row -> the audio student's feature [1, D]. It has no mask, so only sounds of one length share a batch."""
@@ -215,7 +208,9 @@ class NetworkPredictor:
         seen = {row: item.pixels.feature for row, item in enumerate(rows) if isinstance(item.pixels, Watched)}
         new = {row: item.pixels for row, item in enumerate(rows) if isinstance(item.pixels, Tensor)}
         if new:
-            features = self._networks.video(torch.cat(list(new.values())))
+            pixels = list(new.values())
+            # One utterance's are large enough not to be copied for nothing.
+            features = self._networks.video(pixels[0] if len(pixels) == 1 else torch.cat(pixels))
             seen.update(zip(new, torch.split(features, 1), strict=True))
         return seen
 
@@ -272,6 +267,16 @@ def _grouped(keys: Mapping[int, int]) -> Iterator[list[int]]:
     """Rows whose keys are equal, together."""
     for _, rows in groupby(sorted(keys, key=keys.__getitem__), key=keys.__getitem__):
         yield list(rows)
+
+
+def _in_order(read: Sequence[tuple[list[int], EncoderOutput]]) -> EncoderOutput:
+    """Answers to some rows each, as one answer in the order of the rows."""
+    if len(read) == 1:
+        return read[0][1]
+    order = [row for bucket, _ in read for row in bucket]
+    features = torch.cat([answer.feature for _, answer in read])
+    back = torch.tensor(order).argsort().to(features.device)
+    return EncoderOutput(features[back], torch.cat([answer.logits for _, answer in read])[back])
 
 
 def _stack(features: Mapping[int, Tensor], like: Tensor) -> Tensor:

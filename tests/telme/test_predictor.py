@@ -115,6 +115,44 @@ def test_features_that_another_bundle_would_read_are_said_to_be_unused(tmp_path:
     assert prediction.unused == {"audio": "the bundle has no audio student"}
 
 
+class Watching(TorchNetworks):
+    """Networks that note what they are given, and when."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__(bundle.model)
+        self.asked: list[str] = []
+        self.pixels: list[Tensor] = []
+
+    def text(self, ids: Tensor, mask: Tensor) -> EncoderOutput:
+        self.asked.append("text")
+        return super().text(ids, mask)
+
+    def video(self, pixels: Tensor) -> Tensor:
+        self.asked.append("video")
+        self.pixels.append(pixels)
+        return super().video(pixels)
+
+
+def test_pictures_start_before_texts_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What puts texts of several lengths in order is a copy to the GPU, which waits for them."""
+    bundle = loaded(tmp_path)
+    networks = Watching(bundle)
+    predictor = NetworkPredictor(bundle, networks)
+    argsort = Tensor.argsort
+
+    def noted(self: Tensor) -> Tensor:
+        networks.asked.append("order")
+        return argsort(self)
+
+    monkeypatch.setattr(Tensor, "argsort", noted)
+    sound, pictures = MEDIA[16_000]
+    short, long = features(bundle, sound, pictures), features(bundle, sound, pictures, text=50 * "happy ")
+    predictor.predict([long, short])
+    assert networks.asked == ["text", "text", "video", "order"]
+    predictor.predict([short])
+    assert networks.pixels[-1] is short.pixels
+
+
 class Cramped(TorchNetworks):
     """Networks whose device has room for a few rows at once."""
 
