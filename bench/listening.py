@@ -41,6 +41,10 @@ class Kept:
     ended: dict[int, bus.SpeechEnded] = field(default_factory=dict)
     rejected: dict[int, str] = field(default_factory=dict)
 
+    def answer_lag_ms(self, now_ns: int) -> int:
+        """Nothing waits for an answer."""
+        return 0
+
     def send(self, message: wire.Message, media: Sequence[wire.Media] = ()) -> None:
         """Keep an utterance, and what is said of those that are none."""
         if isinstance(message, wire.Utterance):
