@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -58,14 +59,8 @@ def run_all(config: Config, session: Session, sink: Sink, debug: bool) -> int:
                 if facts is None:
                     return INTERRUPTED
                 config = _with_addresses(config, facts)
-                worker.arguments = (config, folder, debug)
-                capture = Child(
-                    "capture",
-                    capture_main,
-                    (config, session, folder, debug),
-                    restarts=session.file is None,
-                    stop_deadline_s=CAPTURE_STOP_DEADLINE_S,
-                )
+                worker.again = (config, folder, debug)
+                capture = capture_child(config, session, folder, debug)
                 with SinkThread(facts["events"], sink, interrupts) as sinking:
                     try:
                         supervisor.start(capture)
@@ -94,14 +89,19 @@ def run_worker(config: Config, debug: bool) -> int:
 def run_capture(config: Config, session: Session, debug: bool) -> int:
     """The capture process alone, for a worker elsewhere."""
     with run_folder(config) as folder:
-        capture = Child(
-            "capture",
-            capture_main,
-            (config, session, folder, debug),
-            restarts=session.file is None,
-            stop_deadline_s=CAPTURE_STOP_DEADLINE_S,
-        )
-        return _run_alone(capture)
+        return _run_alone(capture_child(config, session, folder, debug))
+
+
+def capture_child(config: Config, session: Session, folder: Path, debug: bool) -> Child:
+    """The capture process. It must find its devices when it is started, and not when it is started again."""
+    return Child(
+        "capture",
+        capture_main,
+        (config, session, folder, debug),
+        restarts=session.file is None,
+        stop_deadline_s=CAPTURE_STOP_DEADLINE_S,
+        again=(config, replace(session, resumed=True), folder, debug),
+    )
 
 
 def _run_alone(child: Child) -> int:

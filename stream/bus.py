@@ -142,7 +142,10 @@ class Emotion(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Device(Struct, frozen=True, forbid_unknown_fields=True):
-    """A microphone or camera was `opened`, `lost` or `found` again, or has `ended`; a file was opened or has ended."""
+    """A microphone or camera was `opened`, `lost` or `found` again, or has `ended`; a file was opened or has ended.
+
+    A session whose capture process was started again while the device was away begins with `lost`.
+    """
 
     device: DeviceKind
     name: str

@@ -115,12 +115,14 @@ class Patience:
         stall_s: Between two pictures, before the device counts as lost.
         back_off_s: Waits before each attempt to open again; the last one repeats.
         join_s: For the threads to end.
+        from_start: Whether a camera that is not there at the start is waited for too, as one that is lost.
     """
 
     first_picture_s: float = 8.0
     stall_s: float = 3.0
     back_off_s: tuple[float, ...] = (0.25, 0.5, 1.0)
     join_s: float = 3.0
+    from_start: bool = False
 
 
 class Camera:
@@ -135,11 +137,12 @@ class Camera:
 
     Attributes:
         ring: The recent pictures, on time.monotonic_ns.
+        is_lost: It gives no pictures and is opened again until it does.
         reopens: How often a lost camera was opened again and gave pictures.
 
     Raises:
         MissingDependency: On entering: OpenCV or a library it needs is not installed.
-        SourceError: On entering: no such camera, or it gives no picture.
+        SourceError: On entering: no such camera, or it gives no picture, and it is not waited for from the start.
     """
 
     def __init__(
@@ -157,7 +160,7 @@ class Camera:
         self._open_capture = open_capture or partial(_open, config=config)
         self._patience = patience
         self._on_change = on_change
-        self._is_lost = False
+        self.is_lost = False
         self._meter = _RateMeter()
         self._stopping = Event()
         self._stuck: list[Thread] = []
@@ -171,11 +174,15 @@ class Camera:
         self._reader.progress.wait(self._patience.first_picture_s)
         if not self._reader.gave_picture:
             self._reader.abandon()
-            raise self._reader.error or SourceError(
+            error = self._reader.error or SourceError(
                 f"camera {self._source!r} gave no picture in {self._patience.first_picture_s:g} s",
                 "a picture",
                 "see whether another program holds it, or run `telme-stream devices`",
             )
+            if not (self._patience.from_start and isinstance(error, SourceError)):
+                raise error
+            self._reader.error = error
+            self._lose(str(error))
         self._watcher.start()
         return self
 
@@ -208,7 +215,7 @@ class Camera:
     def alive(self) -> bool:
         """Whether it is not lost, and its newest picture is younger than the configured `stale_ms`."""
         age_ms = self.age_ms
-        return not self._is_lost and age_ms is not None and age_ms <= self._stale_ms
+        return not self.is_lost and age_ms is not None and age_ms <= self._stale_ms
 
     def _watch(self) -> None:
         failures = 0
@@ -218,14 +225,17 @@ class Camera:
             if self._stopping.is_set():
                 return
             failures = 0 if reader.gave_picture else failures + 1
-            _LOG.log(logging.DEBUG if failures else logging.WARNING, "camera %r lost: %s", self._source, reason)
-            if not self._is_lost:
-                self._is_lost = True
-                self._on_change("lost")
+            self._lose(reason)
             self._stuck.append(reader.thread)
             if not self._back_off(failures):
                 return
             self._reopen()
+
+    def _lose(self, reason: str) -> None:
+        _LOG.log(logging.DEBUG if self.is_lost else logging.WARNING, "camera %r lost: %s", self._source, reason)
+        if not self.is_lost:
+            self.is_lost = True
+            self._on_change("lost")
 
     def _wait_for_loss(self, reader: _Reader) -> str:
         while not reader.ended.is_set():
@@ -254,7 +264,7 @@ class Camera:
         reader.progress.wait(self._patience.first_picture_s)
         if reader.gave_picture:
             self.reopens += 1
-            self._is_lost = False
+            self.is_lost = False
             _LOG.warning("camera %r is back", self._source)
             self._on_change("found")
         else:

@@ -10,12 +10,12 @@ from types import TracebackType
 from typing import Literal, Protocol, Self
 
 from stream.bus import Device, DeviceKind
-from stream.camera import Camera
+from stream.camera import Camera, Patience
 from stream.config import Config
 from stream.faces import FaceCrop, crop_for
 from stream.frames import FrameRing
 from stream.items import AudioBlock, Change, Missing, Session, Stalled
-from stream.mic import Microphone
+from stream.mic import MicPatience, Microphone
 from stream.replay import FileReplay
 
 
@@ -40,7 +40,7 @@ class Devices:
         frames: The pictures, or why there are none.
 
     Raises:
-        SourceError: On entering: a device or file cannot be opened.
+        SourceError: On entering: a device or file cannot be opened; a device of a resumed session is waited for.
         MissingDependency: On entering: a library it needs is not installed.
     """
 
@@ -72,8 +72,9 @@ class Devices:
                 self.source, self.frames = replay, replay.pictures
             else:
                 self.frames = self._open_camera(stack)
-                self._microphone = stack.enter_context(Microphone(self._config.mic, self._on_microphone))
-                self.source = self._microphone
+                patience = MicPatience(from_start=self._session.resumed)
+                self._microphone = Microphone(self._config.mic, self._on_microphone, patience=patience)
+                self.source = stack.enter_context(self._microphone)
             self._stack = stack.pop_all()
         return self
 
@@ -83,13 +84,13 @@ class Devices:
         self._stack.__exit__(kind, error, trace)
 
     def all_are(self, state: Literal["opened", "ended"]) -> list[Device]:
-        """An event for each device."""
+        """An event for each device; one that is lost from the start is not `opened`."""
         if self._session.file is not None:
             # A name that is no UTF-8 can be opened, but not told.
             name = os.fsencode(self._session.file.name).decode(errors="replace")
             return [Device("file", name, state)]
         kinds: list[DeviceKind] = ["microphone"] if self._camera is None else ["microphone", "camera"]
-        return [Device(kind, self._name(kind), state) for kind in kinds]
+        return [Device(kind, self._name(kind), state) for kind in kinds if state == "ended" or not self._is_lost(kind)]
 
     def changes(self) -> Iterator[Device]:
         """The devices that were lost or found since the last call."""
@@ -119,15 +120,20 @@ class Devices:
             return _off()
         if self._config.camera.source is None:
             return Missing("no camera was asked for (--camera)")
-        camera = Camera(self._config.camera, on_change=self._on_camera, ring=self._ring())
-        self._camera = stack.enter_context(camera)
-        return self._camera.ring
+        patience = Patience(from_start=self._session.resumed)
+        self._camera = Camera(self._config.camera, None, patience, self._on_camera, self._ring())
+        return stack.enter_context(self._camera).ring
 
     def _on_microphone(self, change: Change) -> None:
         self._changes.put(Device("microphone", self._name("microphone"), change))
 
     def _on_camera(self, change: Change) -> None:
         self._changes.put(Device("camera", self._name("camera"), change))
+
+    def _is_lost(self, kind: DeviceKind) -> bool:
+        if kind == "camera":
+            return self._camera is not None and self._camera.is_lost
+        return self._microphone is not None and not self._microphone.alive
 
     def _name(self, kind: DeviceKind) -> str:
         if kind == "camera" or self._microphone is None:

@@ -30,11 +30,14 @@ class Session:
         file: What to replay; None means live devices.
         fast: Replay as fast as it goes, not at the recording's pace.
         pictures: False switches camera or pictures off.
+        resumed: The capture process died and is started again: a live device that is away now was there before, and is
+            waited for.
     """
 
     file: Path | None
     fast: bool
     pictures: bool
+    resumed: bool = False
 
 
 @dataclass(frozen=True)

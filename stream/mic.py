@@ -48,12 +48,14 @@ class MicPatience:
         first_sound_s: From then to its first sound: sound servers and Bluetooth take a second or two.
         stall_s: Between two pieces, before it counts as lost.
         back_off_s: Waits before each attempt to open again; the last one repeats.
+        from_start: Whether a microphone that is not there at the start is waited for too, as one that is lost.
     """
 
     open_s: float = 10.0
     first_sound_s: float = 5.0
     stall_s: float = 1.0
     back_off_s: tuple[float, ...] = (0.0, 0.5, 1.0)
+    from_start: bool = False
 
 
 class Microphone:
@@ -73,7 +75,7 @@ class Microphone:
 
     Raises:
         MissingDependency: On entering: sounddevice or PortAudio is not installed.
-        SourceError: On entering: no such device, several, or it does not open.
+        SourceError: On entering: no such device, several, or it does not open, and it is not waited for from the start.
     """
 
     def __init__(
@@ -98,17 +100,13 @@ class Microphone:
         self.reopens = 0
 
     def __enter__(self) -> Self:
-        self._recording = self._open_recording(self._config)
         try:
-            opened = self._recording.get(self._patience.open_s)
-            if not isinstance(opened, Opened):
-                raise self._no("did not open", self._patience.open_s)
-        except TelmeStreamError:
+            self._open()
+        except TelmeStreamError as error:
             self._close()
-            raise
-        self._opened = opened
-        self._name(opened)
-        _LOG.info("microphone %r at %d Hz", opened.name, opened.rate_hz)
+            if not (self._patience.from_start and isinstance(error, SourceError)):
+                raise
+            self._lose(error)
         # Session time begins now, not with the first sound: a sound server may take a second to give any.
         self._next_sample, self._next_ns = 0, time.monotonic_ns()
         return self
@@ -139,6 +137,15 @@ class Microphone:
                 self._close()
                 waits_s = self._patience.back_off_s
                 self._stopping.wait(waits_s[min(self._failures, len(waits_s)) - 1])
+
+    def _open(self) -> None:
+        self._recording = self._open_recording(self._config)
+        opened = self._recording.get(self._patience.open_s)
+        if not isinstance(opened, Opened):
+            raise self._no("did not open", self._patience.open_s)
+        self._opened = opened
+        self._name(opened)
+        _LOG.info("microphone %r at %d Hz", opened.name, opened.rate_hz)
 
     def _listen(self) -> Iterator[AudioBlock | Stalled]:
         """One opening, to its end."""

@@ -71,6 +71,7 @@ class Child:
         arguments: The arguments before that.
         restarts: True when it may be started again.
         stop_deadline_s: How long it may take to end once told.
+        again: Its arguments when it is started again; None: as at first.
         preparing: It has said that its start goes on, and its deadline has not been moved yet.
     """
 
@@ -79,6 +80,7 @@ class Child:
     arguments: tuple[Any, ...]
     restarts: bool
     stop_deadline_s: float
+    again: tuple[Any, ...] | None = None
     process: SpawnProcess | None = None
     line: Connection | None = None
     ready: dict[str, str] | None = None
@@ -298,6 +300,7 @@ class Supervisor:
                 "run telme-stream doctor, then again with --debug",
             )
         _log.warning("%s died with %s and is started again", child.name, _exit(child))
+        child.arguments = child.arguments if child.again is None else child.again
         child.start()
         self._wait_ready(child)
         child.tell("go")

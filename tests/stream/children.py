@@ -22,6 +22,13 @@ def obedient(line: Connection) -> None:
         control.wait_stop()
 
 
+def named(name: str, line: Connection) -> None:
+    """Says its argument; ends when told to stop."""
+    control = Control(line)
+    control.ready({"name": name})
+    control.wait_stop()
+
+
 def slow_to_start(line: Connection) -> None:
     """Says three times that it is preparing, each time once it is told something; then it is ready."""
     control = Control(line)

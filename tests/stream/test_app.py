@@ -5,14 +5,16 @@ from __future__ import annotations
 import stat
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from stream import app, bus
-from stream.app import SinkThread, run_folder
+from stream.app import SinkThread, capture_child, run_folder
 from stream.bus import Event, make_event, read_event
 from stream.config import Config, JournalConfig
+from stream.items import Session
 from stream.supervisor import Interrupts
 from telme.errors import JournalError, OutputError
 from tests.live import eventually
@@ -69,6 +71,14 @@ def test_a_private_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "file"))
     with pytest.raises(JournalError, match=r"no private folder .* give --journal FOLDER"), run_folder(Config()):
         pass
+
+
+def test_only_a_capture_process_that_is_started_again_waits_for_its_devices(tmp_path: Path) -> None:
+    live = Session(file=None, fast=False, pictures=True)
+    capture = capture_child(Config(), live, tmp_path, debug=False)
+    assert capture.restarts
+    assert capture.arguments == (Config(), live, tmp_path, False)
+    assert capture.again == (Config(), replace(live, resumed=True), tmp_path, False)
 
 
 class FakeSubscriber:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from queue import SimpleQueue
 from threading import Event, Semaphore
 from typing import NamedTuple
@@ -232,6 +233,38 @@ def test_a_camera_that_does_not_open_is_an_error_at_once(error: TelmeStreamError
     with pytest.raises(type(error)) as caught, Camera(CAMERA_7, opener(error), patience()):
         pass
     assert caught.value is error
+
+
+def test_a_camera_that_is_waited_for_from_the_start_begins_as_lost() -> None:
+    device = FakeCapture()
+    device.give()
+    changes: list[Change] = []
+    waiting = replace(patience(), from_start=True)
+    with Camera(CAMERA_7, opener(REFUSED, REFUSED, device), waiting, changes.append) as camera:
+        assert changes[0] == "lost"
+        eventually(lambda: changes == ["lost", "found"], "it is found")
+        assert camera.alive
+        camera.stop()
+        device.lose()
+
+
+def test_a_mute_camera_that_is_waited_for_from_the_start_begins_as_lost(caplog: pytest.LogCaptureFixture) -> None:
+    mute = FakeCapture()
+    changes: list[Change] = []
+    waiting = replace(patience(first_picture_s=0.01), from_start=True)
+    with Camera(CAMERA_7, opener(mute), waiting, changes.append) as camera:
+        assert camera.is_lost
+        assert "camera 7 lost: camera 7 gave no picture in 0.01 s" in caplog.text
+        mute.lose()
+
+
+def test_a_missing_library_is_not_waited_for() -> None:
+    waiting = replace(patience(), from_start=True)
+    with (
+        pytest.raises(MissingDependency),
+        Camera(CAMERA_7, opener(MissingDependency("no cv2", "cv2", "install it")), waiting),
+    ):
+        pass
 
 
 def test_a_camera_that_gives_no_picture_is_an_error() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
@@ -17,10 +18,12 @@ from stream.config import CameraConfig, Config
 from stream.devices import Devices
 from stream.frames import FrameRing
 from stream.items import AudioBlock, Change, Missing, Session, Stalled
+from stream.mic import MicPatience
 from telme.errors import SourceError
 from tests.commands import EXAMPLES
 
 LIVE = Session(file=None, fast=False, pictures=True)
+RESUMED = replace(LIVE, resumed=True)
 WITH_CAMERA = Config(camera=CameraConfig(source=0))
 
 
@@ -29,8 +32,8 @@ class FakeMicrophone:
 
     opened: list[FakeMicrophone]
 
-    def __init__(self, config: Any, on_change: Callable[[Change], None], ring: Any = None) -> None:
-        self.on_change = on_change
+    def __init__(self, config: Any, on_change: Callable[[Change], None], patience: MicPatience) -> None:
+        self.on_change, self.from_start = on_change, patience.from_start
         self.name, self.overflows, self.alive, self.reopens = "USB mic", 3, True, 1
         self.is_open = False
 
@@ -53,8 +56,11 @@ class FakeCamera(FakeMicrophone):
     """stream.camera.Camera, always there."""
 
     opened: list[FakeMicrophone]
-    fps, age_ms = 24.7, 12
+    fps, age_ms, is_lost = 24.7, 12, False
     ring = SimpleNamespace(drops=2)
+
+    def __init__(self, config: Any, open_: None, patience: Any, on_change: Callable[[Change], None], ring: Any) -> None:
+        super().__init__(config, on_change, patience)
 
 
 class NoMicrophone(FakeMicrophone):
@@ -62,6 +68,15 @@ class NoMicrophone(FakeMicrophone):
 
     def __enter__(self) -> Self:
         raise SourceError("no microphone", "one", "plug it in")
+
+
+class LostMicrophone(FakeMicrophone):
+    """stream.mic.Microphone, away and waited for."""
+
+    def __enter__(self) -> Self:
+        self.alive = False
+        self.on_change("lost")
+        return super().__enter__()
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +133,22 @@ def test_changes_come_once_and_in_order() -> None:
             Device("camera", "0", "found"),
         ]
         assert list(opened.changes()) == []
+
+
+@pytest.mark.parametrize("session", [LIVE, RESUMED])
+def test_only_devices_of_a_resumed_session_are_waited_for_at_the_start(session: Session) -> None:
+    with Devices(WITH_CAMERA, session):
+        assert FakeMicrophone.opened[0].from_start is session.resumed
+        assert FakeCamera.opened[0].from_start is session.resumed
+
+
+def test_what_is_lost_from_the_start_is_not_told_as_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeCamera, "is_lost", True)
+    monkeypatch.setattr(devices, "Microphone", LostMicrophone)
+    with Devices(WITH_CAMERA, RESUMED) as opened:
+        assert opened.all_are("opened") == []
+        assert list(opened.changes()) == [Device("microphone", "USB mic", "lost")]
+        assert [device.device for device in opened.all_are("ended")] == ["microphone", "camera"]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -23,6 +23,7 @@ MS = 1_000_000
 HOUR_NS = time.monotonic_ns() + 3600 * 1000 * MS
 OPENED = Opened("USB mic", 16_000, 1)
 GONE = SourceError("microphone 'USB mic' ended by itself", "sound", "plug it in")
+NO_LIBRARY = MissingDependency("no libportaudio", "PortAudio", "run apt-get install libportaudio2")
 QUICK = MicPatience(open_s=0.0, first_sound_s=0.0, back_off_s=(0.0,))
 
 
@@ -235,15 +236,34 @@ def test_a_device_that_is_slow_to_open_again_is_waited_for() -> None:
     assert len(openings.opened) == 2
 
 
-@pytest.mark.parametrize(
-    "first", [GONE, MissingDependency("no libportaudio", "PortAudio", "run apt-get install libportaudio2")]
-)
+@pytest.mark.parametrize("first", [GONE, NO_LIBRARY])
 def test_a_microphone_that_does_not_open_at_the_start_is_an_error(first: TelmeStreamError) -> None:
     openings = Openings([[first]])
     with pytest.raises(type(first)) as caught, Microphone(MicConfig(), open_recording=openings):
         pass
     assert caught.value is first
     assert openings.opened[0].closed
+
+
+def test_a_microphone_that_is_waited_for_from_the_start_begins_as_lost() -> None:
+    changes: list[Change] = []
+    openings = Openings([[GONE], [GONE], [OPENED, piece(0)]])
+    with Microphone(MicConfig(), changes.append, openings, replace(QUICK, from_start=True)) as mic:
+        assert changes == ["lost"]
+        assert not mic.alive
+        kinds = [type(item) for _, item in zip(range(2), mic.blocks(), strict=False)]
+        assert mic.alive
+    assert kinds == [Stalled, AudioBlock]
+    assert changes == ["lost", "found"]
+    assert openings.opened[0].closed
+
+
+def test_a_missing_library_is_not_waited_for() -> None:
+    with (
+        pytest.raises(MissingDependency),
+        Microphone(MicConfig(), open_recording=Openings([[NO_LIBRARY]]), patience=replace(QUICK, from_start=True)),
+    ):
+        pass
 
 
 def test_a_driver_that_hangs_at_the_start_is_an_error() -> None:

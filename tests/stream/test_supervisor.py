@@ -144,6 +144,18 @@ def test_a_killed_child_is_started_again_and_told_to_go(
     assert (exit_code(one), exit_code(last)) == (0, 0)
 
 
+def test_a_child_may_have_other_arguments_when_it_is_started_again(
+    supervisor: Supervisor, interrupts: Interrupts
+) -> None:
+    one = Child("named", children.named, ("first",), restarts=True, stop_deadline_s=DEADLINE_S, again=("again",))
+    assert supervisor.start(one) == {"name": "first"}
+    os.kill(pid_of(one), signal.SIGKILL)
+    thread = when(lambda: one.ready == {"name": "again"}, interrupts.request)
+    supervisor.watch(one)
+    thread.join()
+    supervisor.stop()
+
+
 def test_watching_ends_when_the_last_child_has_done_its_work(supervisor: Supervisor) -> None:
     other, last = child(children.obedient), child(children.brief)
     supervisor.start(other)
