@@ -18,6 +18,7 @@ from typing import Self
 
 import numpy as np
 
+from stream.backoff import STEADY_S, UNSTEADY_S, BackOff
 from stream.config import CameraConfig
 from stream.frames import FrameRing
 from stream.items import Change, VideoFrame
@@ -32,16 +33,21 @@ _MAX_STUCK_READERS = 2
 _METER_GRABS = 31
 
 
-class _RateMeter:
-    """Pictures per second over the last grabs, and the newest grab."""
+class _Meter:
+    """Pictures per second over the last grabs, the newest grab, and how many could not be decoded."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._grabs_ns: deque[int] = deque(maxlen=_METER_GRABS)
+        self.undecodable = 0
 
     def tick(self, grabbed_ns: int) -> None:
         with self._lock:
             self._grabs_ns.append(grabbed_ns)
+
+    def miss(self) -> None:
+        with self._lock:
+            self.undecodable += 1
 
     def newest_ns(self) -> int | None:
         with self._lock:
@@ -57,14 +63,20 @@ class _RateMeter:
 class _Reader:
     """One opening of the device and the thread that drains it, thrown away when it fails or blocks."""
 
-    def __init__(self, source: int | str, ring: FrameRing, meter: _RateMeter) -> None:
+    def __init__(self, source: int | str, ring: FrameRing, meter: _Meter) -> None:
         self._source, self._ring, self._meter = source, ring, meter
         self._position_ms = 0.0
+        self._first_ns = 0  # of its pictures
         self.error: TelmeStreamError | None = None
+        self.complaint: SourceError | None = None  # why the newest picture could not be decoded
         self.newest_ns = time.monotonic_ns()  # of the start until a picture comes
-        self.gave_picture = False
+        self.given_s: float | None = None  # from its first picture to the newest; None before there is any
         self.progress = Event()  # the first picture is in the ring, or there will be none
         self.ended = Event()  # nothing more comes: it failed or was abandoned
+
+    @property
+    def gave_picture(self) -> bool:
+        return self.given_s is not None
 
     def start(self, open_capture: Callable[[int | str], Capture]) -> None:
         self.thread = Thread(target=self._run, args=(open_capture,), name="camera-reader", daemon=True)
@@ -97,12 +109,21 @@ class _Reader:
         if self.ended.is_set():
             return
         if self._ring.due(grabbed_ns):
+            try:
+                picture = capture.retrieve()
+            except SourceError as error:  # a cable or a radio link loses some; when none comes any more, it is lost
+                self._meter.miss()
+                self.complaint = error
+                self.ended.wait(0.01)
+                return
             # Contiguous and RGB: shrink first, so that only 224 x 224 pixels are turned over.
-            image = np.ascontiguousarray(self._ring.prepare(capture.retrieve())[:, :, ::-1])
+            image = np.ascontiguousarray(self._ring.prepare(picture)[:, :, ::-1])
             self._ring.put(VideoFrame(grabbed_ns, image))
+            self.complaint = None
         self._meter.tick(grabbed_ns)
         self.newest_ns = grabbed_ns
-        self.gave_picture = True
+        self._first_ns = self._first_ns or grabbed_ns
+        self.given_s = (grabbed_ns - self._first_ns) / _NS_PER_S
         self.progress.set()
 
 
@@ -113,7 +134,9 @@ class Patience:
     Attributes:
         first_picture_s: From opening to the first picture.
         stall_s: Between two pictures, before the device counts as lost.
-        back_off_s: Waits before each attempt to open again; the last one repeats.
+        back_off_s: Waits before each attempt to open one that is away; the last one repeats.
+        unsteady_s: The same for one that gives pictures for a moment only.
+        steady_s: Pictures for so long are no moment.
         join_s: For the threads to end.
         from_start: Whether a camera that is not there at the start is waited for too, as one that is lost.
     """
@@ -121,6 +144,8 @@ class Patience:
     first_picture_s: float = 8.0
     stall_s: float = 3.0
     back_off_s: tuple[float, ...] = (0.25, 0.5, 1.0)
+    unsteady_s: tuple[float, ...] = UNSTEADY_S
+    steady_s: float = STEADY_S
     join_s: float = 3.0
     from_start: bool = False
 
@@ -161,7 +186,8 @@ class Camera:
         self._patience = patience
         self._on_change = on_change
         self.is_lost = False
-        self._meter = _RateMeter()
+        self._meter = _Meter()
+        self._back_off = BackOff(patience.back_off_s, patience.unsteady_s, patience.steady_s)
         self._stopping = Event()
         self._stuck: list[Thread] = []
         self._watcher = Thread(target=self._watch, name="camera-watch", daemon=True)
@@ -174,10 +200,14 @@ class Camera:
         self._reader.progress.wait(self._patience.first_picture_s)
         if not self._reader.gave_picture:
             self._reader.abandon()
-            error = self._reader.error or SourceError(
-                f"camera {self._source!r} gave no picture in {self._patience.first_picture_s:g} s",
-                "a picture",
-                "see whether another program holds it, or run `telme-stream devices`",
+            error = (
+                self._reader.error
+                or self._reader.complaint
+                or SourceError(
+                    f"camera {self._source!r} gave no picture in {self._patience.first_picture_s:g} s",
+                    "a picture",
+                    "see whether another program holds it, or run `telme-stream devices`",
+                )
             )
             if not (self._patience.from_start and isinstance(error, SourceError)):
                 raise error
@@ -217,17 +247,20 @@ class Camera:
         age_ms = self.age_ms
         return not self.is_lost and age_ms is not None and age_ms <= self._stale_ms
 
+    @property
+    def undecodable(self) -> int:
+        """Pictures that could not be decoded, of those that the ring asked for."""
+        return self._meter.undecodable
+
     def _watch(self) -> None:
-        failures = 0
         while True:
             reader = self._reader
             reason = self._wait_for_loss(reader)
             if self._stopping.is_set():
                 return
-            failures = 0 if reader.gave_picture else failures + 1
             self._lose(reason)
             self._stuck.append(reader.thread)
-            if not self._back_off(failures):
+            if not self._wait(self._back_off.after(reader.given_s)):
                 return
             self._reopen()
 
@@ -243,14 +276,13 @@ class Camera:
             left_ns = reader.newest_ns + int(limit_s * _NS_PER_S) - time.monotonic_ns()
             if left_ns <= 0:
                 reader.abandon()
-                return f"no picture for {limit_s:g} s"
+                return f"no picture for {limit_s:g} s" + (f": {reader.complaint}" if reader.complaint else "")
             reader.ended.wait(left_ns / _NS_PER_S)
         return str(reader.error or "it stopped giving pictures")
 
-    def _back_off(self, failures: int) -> bool:
+    def _wait(self, wait_s: float) -> bool:
         """Wait; longer while too many abandoned threads still hang in the driver. False when stopping."""
-        waits_s = self._patience.back_off_s
-        while not self._stopping.wait(waits_s[min(failures, len(waits_s) - 1)]):
+        while not self._stopping.wait(wait_s):
             self._stuck = [thread for thread in self._stuck if thread.is_alive()]
             if len(self._stuck) < _MAX_STUCK_READERS:
                 return True

@@ -105,6 +105,7 @@ class Devices:
         if self._camera is not None:
             counters |= {"camera_alive": self._camera.alive, "camera_reopens": self._camera.reopens}
             counters |= {"camera_fps": round(self._camera.fps), "camera_drops": self._camera.ring.drops}
+            counters["camera_undecodable"] = self._camera.undecodable
             if self._camera.age_ms is not None:
                 counters["camera_age_ms"] = self._camera.age_ms
         if self._faces is not None:

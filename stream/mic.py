@@ -17,6 +17,7 @@ from typing import Protocol, Self
 
 from msgspec import structs
 
+from stream.backoff import STEADY_S, UNSTEADY_S, BackOff
 from stream.clock import samples_to_ns
 from stream.config import MicConfig
 from stream.items import AudioBlock, Change, Pcm, Stalled
@@ -47,7 +48,9 @@ class MicPatience:
         open_s: To open.
         first_sound_s: From then to its first sound: sound servers and Bluetooth take a second or two.
         stall_s: Between two pieces, before it counts as lost.
-        back_off_s: Waits before each attempt to open again; the last one repeats.
+        back_off_s: Waits before each attempt to open one that is away; the last one repeats.
+        unsteady_s: The same for one that gives sound for a moment only.
+        steady_s: Sound for so long is no moment.
         from_start: Whether a microphone that is not there at the start is waited for too, as one that is lost.
     """
 
@@ -55,6 +58,8 @@ class MicPatience:
     first_sound_s: float = 5.0
     stall_s: float = 1.0
     back_off_s: tuple[float, ...] = (0.0, 0.5, 1.0)
+    unsteady_s: tuple[float, ...] = UNSTEADY_S
+    steady_s: float = STEADY_S
     from_start: bool = False
 
 
@@ -92,7 +97,8 @@ class Microphone:
         self._stopping = Event()
         self._recording: Recording | None = None
         self._opened: Opened | None = None
-        self._failures = 0
+        self._back_off = BackOff(patience.back_off_s, patience.unsteady_s, patience.steady_s)
+        self._first_ns: int | None = None  # when the first sound of this opening was in the air
         self._is_lost = False
         self._is_copy: bool | None = None  # all channels are one; None before there is any sound
         self.name = "default" if config.device is None else str(config.device)
@@ -135,8 +141,17 @@ class Microphone:
                 self._lose(error)
                 yield Stalled(time.monotonic_ns())
                 self._close()
-                waits_s = self._patience.back_off_s
-                self._stopping.wait(waits_s[min(self._failures, len(waits_s)) - 1])
+                yield from self._wait(self._back_off.after(self._given_s()))
+
+    def _given_s(self) -> float | None:
+        return None if self._first_ns is None else (self._next_ns - self._first_ns) / _NS_PER_S
+
+    def _wait(self, wait_s: float) -> Iterator[Stalled]:
+        """Wait, not deaf to what else happens."""
+        step_s = self._patience.stall_s
+        while not self._stopping.wait(min(wait_s, step_s)) and wait_s > step_s:
+            wait_s -= step_s
+            yield Stalled(time.monotonic_ns())
 
     def _open(self) -> None:
         self._recording = self._open_recording(self._config)
@@ -149,6 +164,7 @@ class Microphone:
 
     def _listen(self) -> Iterator[AudioBlock | Stalled]:
         """One opening, to its end."""
+        self._first_ns = None
         recording = self._recording = self._recording or self._open_recording(self._config)
         opened, line, wait_s = self._opened, None, self._patience.open_s
         since_ns = time.monotonic_ns()
@@ -189,12 +205,12 @@ class Microphone:
     def _find(self, opened: Opened, piece: Piece) -> SampleLine:
         """The first sound of an opening: number it by the clock, from where the sound before it ended."""
         if self._is_lost:
-            self._is_lost, self._failures = False, 0
+            self._is_lost = False
             self._name(opened)
             self.reopens += 1
             _LOG.warning("microphone %r is back at %d Hz", self.name, opened.rate_hz)
             self._on_change("found")
-        self._is_copy = None
+        self._is_copy, self._first_ns = None, piece.captured_ns
         first_sample = self._next_sample + max(0, piece.captured_ns - self._next_ns) // samples_to_ns(1)
         return SampleLine(opened.rate_hz, opened.channels, first_sample, splits=self._config.channels > 1)
 
@@ -208,7 +224,6 @@ class Microphone:
             self._config = structs.replace(self._config, device=opened.name)
 
     def _lose(self, error: TelmeStreamError) -> None:
-        self._failures += 1
         if self._is_lost:
             _LOG.debug("microphone %r is still away: %s", self.name, error)
             return

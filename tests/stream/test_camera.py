@@ -25,11 +25,12 @@ DEADLINE_S = 20.0
 BLACK = np.zeros((224, 224, 3), np.uint8)
 RED_BGR = np.full((240, 320, 3), (0, 0, 255), np.uint8)
 BLUE_BGR = np.full((240, 320, 3), (255, 0, 0), np.uint8)
+BROKEN = np.zeros((1, 1, 3), np.uint8)  # the one that cannot be decoded
 CAMERA_7 = CameraConfig(source=7, ring_fps=60, stale_ms=60_000)
 
 
 def patience(stall_s: float = DEADLINE_S, first_picture_s: float = DEADLINE_S) -> Patience:
-    return Patience(first_picture_s, stall_s, back_off_s=(0.001,), join_s=DEADLINE_S)
+    return Patience(first_picture_s, stall_s, back_off_s=(0.001,), unsteady_s=(0.001,), join_s=DEADLINE_S)
 
 
 class Given(NamedTuple):
@@ -67,6 +68,8 @@ class FakeCapture:
         return self._now.position_ms
 
     def retrieve(self) -> Image:
+        if self._now.image is BROKEN:
+            raise SourceError("a broken picture", "a picture", "choose another camera mode")
         return self._now.image
 
     def release(self) -> None:
@@ -81,6 +84,18 @@ class FrozenCapture(FakeCapture):
 
     def position_ms(self) -> float:
         return 40.0
+
+
+class Waits(Event):
+    """In the place of the event that ends a camera's waits: counts them and lets none take long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked_s: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.asked_s.append(timeout)
+        return super().wait(0.001)
 
 
 REFUSED = SourceError("camera 7 does not open", "a camera", "plug it in")
@@ -172,6 +187,58 @@ def test_a_lost_camera_is_opened_again_until_it_is_back() -> None:
         eventually(lambda: gives(second, BLUE_BGR) and (0, 0, 255) in colours(camera), "the picture is blue")
         camera.stop()
         second.lose()
+
+
+@pytest.mark.parametrize(("steady_s", "waits_s"), [(3600.0, [1.0, 2.0, 4.0, 4.0]), (0.0, [0.5] * 4)])
+def test_a_camera_that_gives_one_picture_an_opening_is_opened_less_and_less_often(
+    steady_s: float, waits_s: list[float]
+) -> None:
+    devices = [FakeCapture() for _ in range(4)]
+    for device in devices:
+        device.give()
+        device.lose()
+    limits = replace(patience(), back_off_s=(0.5,), unsteady_s=(1.0, 2.0, 4.0), steady_s=steady_s)
+    camera = Camera(CAMERA_7, opener(*devices), limits)
+    camera._stopping = waits = Waits()
+    with camera:
+        eventually(lambda: len(waits.asked_s) >= 4, "all devices were opened")
+        camera.stop()
+    assert waits.asked_s[:4] == waits_s
+
+
+def test_a_picture_that_cannot_be_decoded_is_left_out_and_counted() -> None:
+    device = FakeCapture()
+    device.give()
+    changes: list[Change] = []
+    with Camera(CAMERA_7, opener(device), patience(), changes.append) as camera:
+        device.take(1)
+        eventually(lambda: gives(device, BROKEN) and camera.undecodable > 0, "one is broken")
+        eventually(lambda: gives(device, BLUE_BGR) and (0, 0, 255) in colours(camera), "the next one is kept")
+        assert changes == []
+        assert camera.reopens == 0
+        camera.stop()
+        device.lose()
+
+
+def test_a_camera_none_of_whose_pictures_can_be_decoded_is_lost_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    device = FakeCapture()
+    device.give()
+    told = "camera 7 lost: no picture for 0.2 s: a broken picture"
+    with Camera(CAMERA_7, opener(device), patience(stall_s=0.2)) as camera:
+        eventually(lambda: gives(device, BROKEN) and told in caplog.text, "it is lost")
+        camera.stop()
+        device.lose()
+
+
+def test_a_camera_that_starts_with_nothing_but_broken_pictures_is_an_error_that_says_so() -> None:
+    device = FakeCapture()
+    device.give(BROKEN)
+    with (
+        pytest.raises(SourceError, match="a broken picture"),
+        Camera(CAMERA_7, opener(device), patience(first_picture_s=0.2)),
+    ):
+        pass
+    device.lose()
 
 
 def test_the_reason_of_a_loss_is_logged(caplog: pytest.LogCaptureFixture) -> None:

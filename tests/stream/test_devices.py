@@ -56,7 +56,7 @@ class FakeCamera(FakeMicrophone):
     """stream.camera.Camera, always there."""
 
     opened: list[FakeMicrophone]
-    fps, age_ms, is_lost = 24.7, 12, False
+    fps, age_ms, is_lost, undecodable = 24.7, 12, False, 4
     ring = SimpleNamespace(drops=2)
 
     def __init__(self, config: Any, open_: None, patience: Any, on_change: Callable[[Change], None], ring: Any) -> None:
@@ -116,6 +116,7 @@ def test_live_devices_are_told_by_name_and_counted() -> None:
             "camera_reopens": 1,
             "camera_fps": 25,
             "camera_drops": 2,
+            "camera_undecodable": 4,
             "camera_age_ms": 12,
         }
     assert not FakeMicrophone.opened[0].is_open

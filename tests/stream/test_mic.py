@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from threading import Event
 from typing import TypeAlias
 
 import numpy as np
 import pytest
 
+from stream.backoff import STEADY_S
 from stream.config import MicConfig
 from stream.items import AudioBlock, Change, Pcm, Stalled
 from stream.mic import MicPatience, Microphone, Recording
@@ -24,7 +26,7 @@ HOUR_NS = time.monotonic_ns() + 3600 * 1000 * MS
 OPENED = Opened("USB mic", 16_000, 1)
 GONE = SourceError("microphone 'USB mic' ended by itself", "sound", "plug it in")
 NO_LIBRARY = MissingDependency("no libportaudio", "PortAudio", "run apt-get install libportaudio2")
-QUICK = MicPatience(open_s=0.0, first_sound_s=0.0, back_off_s=(0.0,))
+QUICK = MicPatience(open_s=0.0, first_sound_s=0.0, back_off_s=(0.0,), unsteady_s=(0.0,))
 
 
 def ramp(start: int, length: int) -> Pcm:
@@ -198,6 +200,49 @@ def test_a_lost_microphone_says_so_and_is_opened_again(loss: TelmeStreamError | 
     np.testing.assert_array_equal(after.pcm, ramp(0, 480))  # nothing stands for what was lost
 
 
+class Waits(Event):
+    """In the place of the event that ends a microphone's waits: counts them and lets none take long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked_s: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.asked_s.append(timeout)
+        return self.is_set()
+
+
+def brief(at_s: int, length_s: float = 0.0) -> list[Given]:
+    """An opening that gives sound at that time, and again so much later."""
+    at_ms = at_s * 1000
+    return [OPENED, piece(0, at_ms), *([piece(1, at_ms + round(length_s * 1000))] if length_s else [])]
+
+
+def test_a_microphone_that_gives_a_moments_sound_an_opening_is_opened_less_and_less_often() -> None:
+    scripts = [brief(0), brief(10), brief(20), brief(30, length_s=STEADY_S), brief(40)]
+    patience = MicPatience(back_off_s=(0.25,), unsteady_s=(0.5, 1.0, 2.0), stall_s=60.0)
+    openings = Openings(scripts)
+    waits = Waits()
+    mic = Microphone(MicConfig(), open_recording=openings, patience=patience)
+    mic._stopping = waits
+    with mic:
+        for _ in mic.blocks():
+            if len(waits.asked_s) == len(scripts):
+                mic.stop()
+    assert waits.asked_s[: len(scripts)] == [0.5, 1.0, 2.0, 0.25, 0.5]
+
+
+def test_a_long_wait_says_that_there_is_no_sound_as_often_as_ever() -> None:
+    waits = Waits()
+    patience = MicPatience(unsteady_s=(2.5,), stall_s=1.0)
+    mic = Microphone(MicConfig(), open_recording=Openings([brief(0), brief(10)]), patience=patience)
+    mic._stopping = waits
+    with mic:
+        kinds = [type(item) for _, item in zip(range(5), mic.blocks(), strict=False)]
+    assert kinds == [AudioBlock, Stalled, Stalled, Stalled, AudioBlock]
+    assert waits.asked_s == [1.0, 1.0, 0.5]
+
+
 def test_numbers_never_run_backwards_whatever_the_stamps_say() -> None:
     heard = hear([OPENED, piece(0), None], [OPENED, piece(0, at_ms=-2_000)])
     before, after = heard.blocks
@@ -229,7 +274,7 @@ def test_a_device_that_is_slow_to_give_sound_is_not_lost() -> None:
 def test_a_device_that_is_slow_to_open_again_is_waited_for() -> None:
     openings = Openings([[OPENED, piece(0), None], [None, None, OPENED, piece(0, 9_000)]])
     changes: list[Change] = []
-    with Microphone(MicConfig(), changes.append, openings, MicPatience(back_off_s=(0.0,))) as mic:
+    with Microphone(MicConfig(), changes.append, openings, replace(QUICK, open_s=10.0, first_sound_s=5.0)) as mic:
         kinds = [type(item) for _, item in zip(range(5), mic.blocks(), strict=False)]
     assert kinds == [AudioBlock, Stalled, Stalled, Stalled, AudioBlock]
     assert changes == ["lost", "found"]
