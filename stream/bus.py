@@ -144,12 +144,14 @@ class Emotion(Struct, frozen=True, forbid_unknown_fields=True):
 class Device(Struct, frozen=True, forbid_unknown_fields=True):
     """A microphone or camera was `opened`, `lost` or `found` again, or has `ended`; a file was opened or has ended.
 
-    A session whose capture process was started again while the device was away begins with `lost`.
+    A session whose capture process was started again while the device was away begins with `lost`. `reason`: why it is
+    lost, as it was seen first; else null.
     """
 
     device: DeviceKind
     name: str
     state: Literal["opened", "lost", "found", "ended"]
+    reason: str | None
 
 
 class Fault(Struct, frozen=True, forbid_unknown_fields=True):

@@ -162,7 +162,7 @@ class Camera:
 
     Attributes:
         ring: The recent pictures, on time.monotonic_ns.
-        is_lost: It gives no pictures and is opened again until it does.
+        lost_reason: Why it is lost, as far as is known by now; None while it is not.
         reopens: How often a lost camera was opened again and gave pictures.
 
     Raises:
@@ -185,7 +185,7 @@ class Camera:
         self._open_capture = open_capture or partial(_open, config=config)
         self._patience = patience
         self._on_change = on_change
-        self.is_lost = False
+        self.lost_reason: str | None = None
         self._meter = _Meter()
         self._back_off = BackOff(patience.back_off_s, patience.unsteady_s, patience.steady_s)
         self._stopping = Event()
@@ -245,7 +245,7 @@ class Camera:
     def alive(self) -> bool:
         """Whether it is not lost, and its newest picture is younger than the configured `stale_ms`."""
         age_ms = self.age_ms
-        return not self.is_lost and age_ms is not None and age_ms <= self._stale_ms
+        return self.lost_reason is None and age_ms is not None and age_ms <= self._stale_ms
 
     @property
     def undecodable(self) -> int:
@@ -265,9 +265,10 @@ class Camera:
             self._reopen()
 
     def _lose(self, reason: str) -> None:
-        _LOG.log(logging.DEBUG if self.is_lost else logging.WARNING, "camera %r lost: %s", self._source, reason)
-        if not self.is_lost:
-            self.is_lost = True
+        before, self.lost_reason = self.lost_reason, reason
+        level = logging.DEBUG if reason == before else logging.WARNING
+        _LOG.log(level, "camera %r lost: %s", self._source, reason)
+        if before is None:
             self._on_change("lost")
 
     def _wait_for_loss(self, reader: _Reader) -> str:
@@ -296,7 +297,7 @@ class Camera:
         reader.progress.wait(self._patience.first_picture_s)
         if reader.gave_picture:
             self.reopens += 1
-            self.is_lost = False
+            self.lost_reason = None
             _LOG.warning("camera %r is back", self._source)
             self._on_change("found")
         else:

@@ -88,9 +88,10 @@ class Devices:
         if self._session.file is not None:
             # A name that is no UTF-8 can be opened, but not told.
             name = os.fsencode(self._session.file.name).decode(errors="replace")
-            return [Device("file", name, state)]
+            return [Device("file", name, state, None)]
         kinds: list[DeviceKind] = ["microphone"] if self._camera is None else ["microphone", "camera"]
-        return [Device(kind, self._name(kind), state) for kind in kinds if state == "ended" or not self._is_lost(kind)]
+        there = [kind for kind in kinds if state == "ended" or not self._is_lost(kind)]
+        return [Device(kind, self._name(kind), state, None) for kind in there]
 
     def changes(self) -> Iterator[Device]:
         """The devices that were lost or found since the last call."""
@@ -126,14 +127,16 @@ class Devices:
         return stack.enter_context(self._camera).ring
 
     def _on_microphone(self, change: Change) -> None:
-        self._changes.put(Device("microphone", self._name("microphone"), change))
+        assert self._microphone is not None
+        self._changes.put(Device("microphone", self._microphone.name, change, self._microphone.lost_reason))
 
     def _on_camera(self, change: Change) -> None:
-        self._changes.put(Device("camera", self._name("camera"), change))
+        assert self._camera is not None
+        self._changes.put(Device("camera", self._name("camera"), change, self._camera.lost_reason))
 
     def _is_lost(self, kind: DeviceKind) -> bool:
         if kind == "camera":
-            return self._camera is not None and self._camera.is_lost
+            return self._camera is not None and self._camera.lost_reason is not None
         return self._microphone is not None and not self._microphone.alive
 
     def _name(self, kind: DeviceKind) -> str:

@@ -75,6 +75,7 @@ class Microphone:
 
     Attributes:
         name: The device's name.
+        lost_reason: Why it is lost, as far as is known by now; None while it is not.
         overflows: Times that sound was lost on its way here.
         reopens: Times that a lost device gave sound again.
 
@@ -99,9 +100,9 @@ class Microphone:
         self._opened: Opened | None = None
         self._back_off = BackOff(patience.back_off_s, patience.unsteady_s, patience.steady_s)
         self._first_ns: int | None = None  # when the first sound of this opening was in the air
-        self._is_lost = False
         self._is_copy: bool | None = None  # all channels are one; None before there is any sound
         self.name = "default" if config.device is None else str(config.device)
+        self.lost_reason: str | None = None
         self.overflows = 0
         self.reopens = 0
 
@@ -130,7 +131,7 @@ class Microphone:
     @property
     def alive(self) -> bool:
         """Whether it is not lost."""
-        return not self._is_lost
+        return self.lost_reason is None
 
     def blocks(self) -> Iterator[AudioBlock | Stalled]:
         """Yield what it hears, about 30 ms at a time, and `Stalled` each second without sound, until `stop`."""
@@ -204,8 +205,8 @@ class Microphone:
 
     def _find(self, opened: Opened, piece: Piece) -> SampleLine:
         """The first sound of an opening: number it by the clock, from where the sound before it ended."""
-        if self._is_lost:
-            self._is_lost = False
+        if self.lost_reason is not None:
+            self.lost_reason = None
             self._name(opened)
             self.reopens += 1
             _LOG.warning("microphone %r is back at %d Hz", self.name, opened.rate_hz)
@@ -224,12 +225,14 @@ class Microphone:
             self._config = structs.replace(self._config, device=opened.name)
 
     def _lose(self, error: TelmeStreamError) -> None:
-        if self._is_lost:
+        before, self.lost_reason = self.lost_reason, str(error)
+        if self.lost_reason == before:
             _LOG.debug("microphone %r is still away: %s", self.name, error)
-            return
-        self._is_lost = True
-        _LOG.warning("microphone %r lost: %s", self.name, error)
-        self._on_change("lost")
+        elif before is not None:  # the first reason is often that no sound came; a later one says why
+            _LOG.warning("microphone %r is still away: %s", self.name, error)
+        else:
+            _LOG.warning("microphone %r lost: %s", self.name, error)
+            self._on_change("lost")
 
     def _close(self) -> None:
         recording, self._recording, self._opened = self._recording, None, None

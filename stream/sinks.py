@@ -54,7 +54,8 @@ class ConsoleSink:
             case Fault() as fault:
                 line = f"          (fault: {fault.message})"
             case Device() as device if device.state in ("lost", "found"):
-                line = f"          ({device.device} {device.name} {device.state})"
+                why = f": {device.reason}" if device.reason else ""
+                line = f"          ({device.device} {device.name} {device.state}{why})"
             case _:
                 return
         self._out.write(_LINE_BEGIN * self._passing + _plain(line) + "\n" * (not passing))

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from stream.bus import EVENT_TYPES, UNREADABLE, Count, EventData, Status, read_payload, unreadable
 from telme.errors import WireError
 
-PROTOCOL = 2
+PROTOCOL = 3
 
 SessionId = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+\Z")]
 Frame: TypeAlias = bytes | bytearray | memoryview

@@ -90,7 +90,7 @@ EVENTS: tuple[bus.EventData, ...] = (
         final=True,
     ),
     EMOTION,
-    bus.Device(device="camera", name="/dev/video0", state="lost"),
+    bus.Device(device="camera", name="/dev/video0", state="lost", reason="no picture for 3 s"),
     bus.Fault(message="a message was refused", seq=None),
     bus.Status(role="worker", state="running", queues={"asr": 0}, counters={"answered": 7}),
 )

@@ -244,7 +244,7 @@ def test_a_camera_that_starts_with_nothing_but_broken_pictures_is_an_error_that_
 def test_the_reason_of_a_loss_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     first, second = FakeCapture(), FakeCapture()
     first.give()
-    caplog.set_level(logging.DEBUG, "stream.camera")
+    caplog.set_level(logging.WARNING, "stream.camera")
 
     def told(reason: str) -> bool:
         return f"camera 7 lost: {reason}" in caplog.text
@@ -252,8 +252,23 @@ def test_the_reason_of_a_loss_is_logged(caplog: pytest.LogCaptureFixture) -> Non
     with Camera(CAMERA_7, opener(first, REFUSED, second), patience()) as camera:
         eventually(lambda: gives(first, np.zeros((4, 4), np.uint8)) and told("a picture"), "the loss is told")
         eventually(lambda: told("camera 7 does not open"), "why it stays away is told")
+        assert str(camera.lost_reason).startswith("camera 7 does not open")
         camera.stop()
         second.lose()
+
+
+def test_a_reason_that_stays_the_same_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    first, last = FakeCapture(), FakeCapture()
+    first.give()
+    last.give()
+    openings = opener(first, *[REFUSED] * 5, last)
+    with Camera(CAMERA_7, openings, patience()) as camera:
+        first.lose()
+        eventually(lambda: camera.reopens == 1, "it is back")
+        assert camera.lost_reason is None
+        camera.stop()
+        last.lose()
+    assert caplog.text.count("camera 7 lost: camera 7 does not open") == 1
 
 
 def test_a_driver_that_blocks_is_abandoned_and_its_late_picture_is_not_served() -> None:
@@ -320,7 +335,7 @@ def test_a_mute_camera_that_is_waited_for_from_the_start_begins_as_lost(caplog: 
     changes: list[Change] = []
     waiting = replace(patience(first_picture_s=0.01), from_start=True)
     with Camera(CAMERA_7, opener(mute), waiting, changes.append) as camera:
-        assert camera.is_lost
+        assert not camera.alive
         assert "camera 7 lost: camera 7 gave no picture in 0.01 s" in caplog.text
         mute.lose()
 

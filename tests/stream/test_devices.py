@@ -35,7 +35,12 @@ class FakeMicrophone:
     def __init__(self, config: Any, on_change: Callable[[Change], None], patience: MicPatience) -> None:
         self.on_change, self.from_start = on_change, patience.from_start
         self.name, self.overflows, self.alive, self.reopens = "USB mic", 3, True, 1
+        self.lost_reason: str | None = None
         self.is_open = False
+
+    def change(self, change: Change, reason: str | None) -> None:
+        self.lost_reason = reason
+        self.on_change(change)
 
     def __enter__(self) -> Self:
         self.is_open = True
@@ -56,7 +61,7 @@ class FakeCamera(FakeMicrophone):
     """stream.camera.Camera, always there."""
 
     opened: list[FakeMicrophone]
-    fps, age_ms, is_lost, undecodable = 24.7, 12, False, 4
+    fps, age_ms, undecodable = 24.7, 12, 4
     ring = SimpleNamespace(drops=2)
 
     def __init__(self, config: Any, open_: None, patience: Any, on_change: Callable[[Change], None], ring: Any) -> None:
@@ -75,8 +80,12 @@ class LostMicrophone(FakeMicrophone):
 
     def __enter__(self) -> Self:
         self.alive = False
-        self.on_change("lost")
+        self.change("lost", "it is away")
         return super().__enter__()
+
+
+class LostCamera(LostMicrophone, FakeCamera):
+    """stream.camera.Camera, away and waited for."""
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +98,7 @@ def _no_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_is_one_device() -> None:
     path = EXAMPLES / "conversation.mp4"
     with Devices(Config(), Session(path, fast=True, pictures=True)) as opened:
-        assert opened.all_are("opened") == [Device("file", "conversation.mp4", "opened")]
+        assert opened.all_are("opened") == [Device("file", "conversation.mp4", "opened", None)]
         assert isinstance(opened.frames, FrameRing)
         assert opened.counters() == {"audio_overflows": 0}
     with Devices(Config(), Session(path, fast=True, pictures=False)) as opened:
@@ -101,12 +110,14 @@ def test_a_file_whose_name_is_no_utf8_can_be_told(tmp_path: Path) -> None:
     path.symlink_to(EXAMPLES / "conversation.mp4")
     with Devices(Config(), Session(path, fast=True, pictures=False)) as opened:
         (device,) = opened.all_are("opened")
-    assert msgspec.json.decode(msgspec.json.encode(device), type=Device) == Device("file", "talk\ufffd.mp4", "opened")
+    assert msgspec.json.decode(msgspec.json.encode(device), type=Device) == Device(
+        "file", "talk\ufffd.mp4", "opened", None
+    )
 
 
 def test_live_devices_are_told_by_name_and_counted() -> None:
     with Devices(WITH_CAMERA, LIVE) as opened:
-        names = [Device("microphone", "USB mic", "opened"), Device("camera", "0", "opened")]
+        names = [Device("microphone", "USB mic", "opened", None), Device("camera", "0", "opened", None)]
         assert opened.all_are("opened") == names
         assert opened.counters() == {
             "audio_overflows": 3,
@@ -125,13 +136,13 @@ def test_live_devices_are_told_by_name_and_counted() -> None:
 
 def test_changes_come_once_and_in_order() -> None:
     with Devices(WITH_CAMERA, LIVE) as opened:
-        FakeCamera.opened[0].on_change("lost")
-        FakeMicrophone.opened[0].on_change("lost")
-        FakeCamera.opened[0].on_change("found")
+        FakeCamera.opened[0].change("lost", "no picture")
+        FakeMicrophone.opened[0].change("lost", "no sound")
+        FakeCamera.opened[0].change("found", None)
         assert list(opened.changes()) == [
-            Device("camera", "0", "lost"),
-            Device("microphone", "USB mic", "lost"),
-            Device("camera", "0", "found"),
+            Device("camera", "0", "lost", "no picture"),
+            Device("microphone", "USB mic", "lost", "no sound"),
+            Device("camera", "0", "found", None),
         ]
         assert list(opened.changes()) == []
 
@@ -144,11 +155,14 @@ def test_only_devices_of_a_resumed_session_are_waited_for_at_the_start(session: 
 
 
 def test_what_is_lost_from_the_start_is_not_told_as_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FakeCamera, "is_lost", True)
     monkeypatch.setattr(devices, "Microphone", LostMicrophone)
+    monkeypatch.setattr(devices, "Camera", LostCamera)
     with Devices(WITH_CAMERA, RESUMED) as opened:
         assert opened.all_are("opened") == []
-        assert list(opened.changes()) == [Device("microphone", "USB mic", "lost")]
+        assert list(opened.changes()) == [
+            Device("camera", "0", "lost", "it is away"),
+            Device("microphone", "USB mic", "lost", "it is away"),
+        ]
         assert [device.device for device in opened.all_are("ended")] == ["microphone", "camera"]
 
 

@@ -200,6 +200,26 @@ def test_a_lost_microphone_says_so_and_is_opened_again(loss: TelmeStreamError | 
     np.testing.assert_array_equal(after.pcm, ramp(0, 480))  # nothing stands for what was lost
 
 
+def test_why_it_stays_away_is_told_when_that_changes(caplog: pytest.LogCaptureFixture) -> None:
+    away, held = (SourceError(seen, "one", "wait") for seen in ("it is not there", "another program holds it"))
+    reasons: list[str | None] = []
+    openings = Openings([[OPENED, piece(0), None], [away], [away], [held], [OPENED, piece(0, 9_000)]])
+    mic = Microphone(MicConfig(), lambda change: reasons.append(mic.lost_reason), openings, QUICK)
+    with mic:
+        for item in mic.blocks():
+            if isinstance(item, AudioBlock) and mic.reopens:
+                mic.stop()
+    assert str(reasons[0]).startswith("microphone 'USB mic' gave no sound for 1 s")
+    assert reasons[1:] == [None]
+    told = [record.message.partition(";")[0] for record in caplog.records]
+    assert told == [
+        "microphone 'USB mic' lost: microphone 'USB mic' gave no sound for 1 s",
+        "microphone 'USB mic' is still away: it is not there",
+        "microphone 'USB mic' is still away: another program holds it",
+        "microphone 'USB mic' is back at 16000 Hz",
+    ]
+
+
 class Waits(Event):
     """In the place of the event that ends a microphone's waits: counts them and lets none take long."""
 

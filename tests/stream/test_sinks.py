@@ -66,7 +66,10 @@ def test_the_console_says_what_people_want_to_know_and_no_more() -> None:
     assert len(lines) == 4
     assert lines[0] == "          (utterance 8 left out: no speech (0.93))"
     assert "Ça va, Joey?" in lines[1]
-    assert lines[2:] == ["          (camera /dev/video0 lost)", "          (fault: a message was refused)"]
+    assert lines[2:] == [
+        "          (camera /dev/video0 lost: no picture for 3 s)",
+        "          (fault: a message was refused)",
+    ]
 
 
 class Terminal(io.StringIO):
