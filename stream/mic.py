@@ -18,9 +18,10 @@ from typing import Protocol, Self
 from msgspec import structs
 
 from stream.backoff import STEADY_S, UNSTEADY_S, BackOff
+from stream.channels import Channels
 from stream.clock import samples_to_ns
 from stream.config import MicConfig
-from stream.items import AudioBlock, Change, Pcm, Stalled
+from stream.items import AudioBlock, Change, Stalled
 from stream.portaudio import Opened, Piece
 from stream.recorder import RecorderProcess
 from stream.sampleline import SampleLine
@@ -100,7 +101,7 @@ class Microphone:
         self._opened: Opened | None = None
         self._back_off = BackOff(patience.back_off_s, patience.unsteady_s, patience.steady_s)
         self._first_ns: int | None = None  # when the first sound of this opening was in the air
-        self._is_copy: bool | None = None  # all channels are one; None before there is any sound
+        self._channels = Channels("the microphone")
         self.name = "default" if config.device is None else str(config.device)
         self.lost_reason: str | None = None
         self.overflows = 0
@@ -191,17 +192,9 @@ class Microphone:
             self._next_sample = first_sample + length
             self._next_ns = captured_ns + samples_to_ns(length)
             arrived_ns = time.monotonic_ns()
-            for number, channel in enumerate(self._differing(pcm)):
+            for number, channel in enumerate(self._channels.heard(pcm)):
                 yield AudioBlock(first_sample, channel, captured_ns, arrived_ns, number)
         self.overflows += line.losses - losses
-
-    def _differing(self, pcm: Pcm) -> Pcm:
-        """The channels of [channels, S], or the first one where all are copies of it: sound servers make two of one."""
-        if self._is_copy is None and pcm.any():
-            self._is_copy = len(pcm) > 1 and bool((pcm == pcm[0]).all())
-            if self._is_copy:
-                _LOG.warning("microphone %r gives the same sound on all channels; one is heard", self.name)
-        return pcm[:1] if self._is_copy else pcm
 
     def _find(self, opened: Opened, piece: Piece) -> SampleLine:
         """The first sound of an opening: number it by the clock, from where the sound before it ended."""
@@ -211,7 +204,8 @@ class Microphone:
             self.reopens += 1
             _LOG.warning("microphone %r is back at %d Hz", self.name, opened.rate_hz)
             self._on_change("found")
-        self._is_copy, self._first_ns = None, piece.captured_ns
+        self._channels = Channels(f"microphone {self.name!r}")
+        self._first_ns = piece.captured_ns
         first_sample = self._next_sample + max(0, piece.captured_ns - self._next_ns) // samples_to_ns(1)
         return SampleLine(opened.rate_hz, opened.channels, first_sample, splits=self._config.channels > 1)
 

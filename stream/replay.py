@@ -26,6 +26,7 @@ from av.container import InputContainer
 from av.stream import Stream
 from av.video.frame import VideoFrame as Picture
 
+from stream.channels import Channels
 from stream.clock import samples_to_ns
 from stream.frames import FrameRing
 from stream.items import SAMPLE_RATE_HZ, AudioBlock, Missing, Pcm, VideoFrame
@@ -54,7 +55,7 @@ class FileReplay:
         pictures: The ring to fill, or why no pictures are wanted.
         now_ns: The clock.
         wait: Waits for an event so many seconds; True when it is set.
-        splits: Hand over each channel of the sound by itself, not their mean.
+        splits: Hand over each channel of the sound by itself, not their mean; of copies one.
 
     Attributes:
         pictures: The ring, or why there is none: as given, or because the file has no pictures.
@@ -116,7 +117,7 @@ class FileReplay:
     def blocks(self) -> Iterator[AudioBlock]:
         """Yield the file's sound in blocks of 30 ms (shorter at its end and before a gap), until the end or `stop`."""
         start_ns = self._now_ns()
-        sound = _Sound(self._splits)
+        sound, told_apart = _Sound(self._splits), Channels(str(self._path))
         pictures: _Pictures | None = None
         for first_sample, channels in sound.blocks(self._readers[0]):
             if pictures is None and isinstance(self.pictures, FrameRing):
@@ -132,7 +133,7 @@ class FileReplay:
             if self._stopping.is_set():
                 return
             arrived_ns = self._now_ns()
-            for channel, pcm in enumerate(channels):
+            for channel, pcm in enumerate(told_apart.heard(channels)):
                 yield AudioBlock(first_sample, pcm, captured_ns, arrived_ns, channel)
         if self.damaged:
             _LOG.warning("%s: %d damaged packets or frames were left out", self._path, self.damaged)

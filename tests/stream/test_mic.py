@@ -166,15 +166,27 @@ def stereo(number: int, left: int, right: int) -> Piece:
 
 
 def test_channels_that_differ_are_heard_apart_from_the_first_sound_on() -> None:
-    script: list[Given] = [Opened("interface", 16_000, 2), stereo(0, 0, 0), stereo(1, 5, 0), stereo(2, 7, 7)]
+    script: list[Given] = [
+        Opened("interface", 16_000, 2),
+        stereo(0, 0, 0),
+        stereo(1, 5_000, 0),
+        stereo(2, 7_000, 7_000),
+    ]
     blocks = hear(script, channels=2).blocks
-    assert [(block.channel, int(block.pcm[0])) for block in blocks] == [(0, 0), (1, 0), (0, 5), (1, 0), (0, 7), (1, 7)]
+    assert [(block.channel, int(block.pcm[0])) for block in blocks] == [
+        (0, 0),
+        (1, 0),
+        (0, 5_000),
+        (1, 0),
+        (0, 7_000),
+        (1, 7_000),
+    ]
     assert [block.first_sample - blocks[0].first_sample for block in blocks] == [0, 0, 480, 480, 960, 960]
     assert {len(block.pcm) for block in blocks} == {480}
 
 
 def test_one_channel_that_a_sound_server_made_two_of_is_heard_once(caplog: pytest.LogCaptureFixture) -> None:
-    script: list[Given] = [Opened("pulse", 16_000, 2), *(stereo(number, 5, 5) for number in range(3))]
+    script: list[Given] = [Opened("pulse", 16_000, 2), *(stereo(number, 5_000, 5_000) for number in range(3))]
     blocks = hear(script, channels=2).blocks
     assert [block.channel for block in blocks] == [0, 0, 0]
     assert "same sound on all channels" in caplog.text

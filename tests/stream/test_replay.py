@@ -408,6 +408,23 @@ def test_each_of_many_channels_is_handed_over(tmp_path: Path, channels: int) -> 
         assert np.array_equal(pcm, expected if channel == channels - 1 else np.zeros_like(expected))
 
 
+def stereo_file(path: Path, left: Pcm, right: Pcm) -> Path:
+    with wave.open(str(path), "wb") as wav:
+        wav.setparams((2, 2, SAMPLE_RATE_HZ, 0, "NONE", ""))
+        wav.writeframes(np.stack([left, right], axis=1).tobytes())
+    return path
+
+
+def test_two_channels_that_are_one_are_heard_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sound = tone(SAMPLE_RATE_HZ, 1500)
+    loud = sound[np.abs(sound).argmax() :]
+    with FileReplay(stereo_file(tmp_path / "a.wav", loud, loud), True, NO_PICTURES, splits=True) as source:
+        blocks = list(source.blocks())
+    assert {block.channel for block in blocks} == {0}
+    np.testing.assert_array_equal(join(blocks), loud)
+    assert "a.wav gives the same sound on all channels; one is heard" in caplog.text
+
+
 def test_channels_with_names_are_heard_as_in_training(tmp_path: Path) -> None:
     """Of 5.1 the fourth is for explosions; the published code takes the mean, and so does what trains."""
     path = tmp_path / "film.flac"
