@@ -41,6 +41,7 @@ _PULSE_DEVICES = (
     "module-null-sink sink_name=virt rate=48000 channels=2",
     "module-remap-source source_name=virtmic master=virt.monitor",
 )
+_MONO_SOURCE = "module-remap-source source_name=monomic master=virt.monitor channels=1 channel_map=mono"
 _ASOUNDRC = "pcm.!default { type pulse }\nctl.!default { type pulse }\n"
 
 
@@ -115,6 +116,11 @@ class VirtualMicrophone:
             assert self.pactl("load-module", *module.split())
         assert self.pactl("set-default-source", "virtmic")
 
+    def become_mono(self) -> None:
+        """Have one channel from now on, whatever is asked for: then the server makes copies of it."""
+        assert self.pactl("load-module", *_MONO_SOURCE.split())
+        assert self.pactl("set-default-source", "monomic")
+
     def halt(self, halted: bool) -> None:
         """Let the microphone give nothing while it is still there, or go on."""
         assert self.pactl("suspend-source", "virtmic", str(int(halted)))
@@ -128,7 +134,7 @@ class VirtualMicrophone:
         """Play `pcm` ([S], or [S, 2]) with paplay; return the 2 s that a child's Microphone hears once it is loud.
 
         Returns:
-            int16 [channels, S], 16 kHz.
+            int16 [channels heard, S], 16 kHz.
         """
         sound, heard = self.folder / "played.wav", self.folder / "heard.npy"
         with wave.open(str(sound), "wb") as file:
@@ -194,7 +200,7 @@ class _Only48kStereo:
 
 
 def record(out: Path, only_48k_stereo: bool, channels: int) -> None:
-    """Record the default microphone until 2 s have come since it became loud, and save those: int16 [channels, S]."""
+    """Record the default microphone until 2 s have come since it became loud; save those: int16 [channels heard, S]."""
     import sounddevice
 
     portaudio = _Only48kStereo(sounddevice) if only_48k_stereo else sounddevice
@@ -209,9 +215,9 @@ def record(out: Path, only_48k_stereo: bool, channels: int) -> None:
                 continue
             if heard[0] or np.abs(block.pcm.astype(int)).max() > LOUD:
                 heard[block.channel].append(block.pcm)
-            if sum(map(len, heard[-1])) >= 2 * SAMPLE_RATE_HZ:
+            if heard[0] and all(sum(map(len, channel)) >= 2 * SAMPLE_RATE_HZ for channel in heard if channel):
                 break
-    np.save(out, np.stack([np.concatenate(channel)[: 2 * SAMPLE_RATE_HZ] for channel in heard]))
+    np.save(out, np.stack([np.concatenate(channel)[: 2 * SAMPLE_RATE_HZ] for channel in heard if channel]))
 
 
 # --- camera

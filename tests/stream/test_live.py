@@ -45,6 +45,12 @@ def test_two_channels_are_heard_apart(virtual_microphone: VirtualMicrophone, opt
     assert_is_tone(right, 1_900)
 
 
+def test_a_mono_microphone_that_is_asked_for_two_channels_is_heard_once(own_microphone: VirtualMicrophone) -> None:
+    own_microphone.become_mono()
+    (heard,) = own_microphone.record_while_playing(tone(1_000), 48_000, "two-channels")
+    assert_is_tone(heard, 1_000)
+
+
 def pictures_now(camera: Camera) -> list[VideoFrame] | Missing:
     return camera.ring.nearest([time.monotonic_ns()], TOLERANCE_NS)
 
