@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import platformdirs
+import torch
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -45,7 +46,7 @@ from telme.config import PUBLISHED_FUSION, TelmeConfig
 from telme.data import ClipSource, Row, find_clip, read_rows, windows
 from telme.datasets import DATASETS
 from telme.dialogue import Turn
-from telme.errors import DataError, TelmeStreamError, UsageError
+from telme.errors import INTERRUPTED, DataError, OutOfMemory, TelmeStreamError, UsageError
 from telme.evaluate import Report, score
 from telme.features import FeatureMaker, Media, Missing
 from telme.labels import LabelSet
@@ -69,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TelmeStreamError as error:
         sys.stderr.write(f"meld_f1: error: {error}\n")
         return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("meld_f1: interrupted; what is in the cache is not made again\n")
+        return INTERRUPTED
     if not options.json:
         print(table(run, line))
     print(json.dumps(line))
@@ -118,7 +122,7 @@ def evaluate(options: argparse.Namespace) -> Run:
         DataError: A file does not hold what it must, or the cache cannot be written.
         BundleError: The bundle cannot be loaded.
         TranscriptionError: The recognizer cannot be had.
-        PredictorError: The networks failed.
+        PredictorError: The networks failed, or the GPU has no room for them.
     """
     bundle = open_bundle(options.bundle)
     modalities = _step(options, bundle)
@@ -135,7 +139,14 @@ def evaluate(options: argparse.Namespace) -> Run:
     cache = OutputCache(folder, bundle, f"{networks.backend} {choice.precision}")
     reader = _Reader(bundle, Ladder(bundle, networks, options.protocol), cache)
     clips = _clips(reader.maker, folder, sources, modalities, options.workers)
-    answers, left_out = reader.answers(words, clips, modalities)
+    try:
+        answers, left_out = reader.answers(words, clips, modalities)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(
+            f"no room on the GPU for {bundle.model_id}: {error}",
+            "memory for it",
+            "stop what else uses that memory, or set CUDA_VISIBLE_DEVICES= to run on the CPU",
+        ) from error
     return Run(
         model_id=bundle.model_id,
         backend=networks.backend,

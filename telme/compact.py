@@ -44,10 +44,10 @@ from telme.config import TelmeConfig
 from telme.data import Row, annotation_file, read_split
 from telme.datasets import MELD_DATA, Split
 from telme.dialogue import SPEAKER_TOKENS
-from telme.errors import DataError, TelmeStreamError, UsageError
+from telme.errors import INTERRUPTED, DataError, TelmeStreamError, UsageError
 from telme.evaluate import Report, score
 from telme.features import FeatureMaker
-from telme.fitting import fit_temperature, one_device, usable
+from telme.fitting import fit_temperature, no_room, one_device, usable
 from telme.lessons import MAX_TURNS, Lessons, answers, collate, read
 from telme.models import TextTeacher, resize_vocabulary
 from telme.recipes import Precision
@@ -162,6 +162,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TelmeStreamError as error:
         sys.stderr.write(f"compact: error: {error}\n")
         return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("compact: interrupted; --resume goes on\n")
+        return INTERRUPTED
     return 0
 
 
@@ -218,7 +221,10 @@ def _trained(
         # It ended before its bundle was written. The Trainer would take a step before it looks how many it has taken.
         load_model(pupil, checkpoint / SAFE_WEIGHTS_NAME)
     else:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        try:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        except torch.OutOfMemoryError as error:
+            raise no_room(error, options.batch, "") from error
     return pupil.average.cpu().eval()
 
 

@@ -78,7 +78,7 @@ class PredictorError(TelmeStreamError):
 
 
 class OutOfMemory(PredictorError):
-    """The device has no room for a batch of this size; a smaller one may do."""
+    """The device has no room for a batch of this size, in use or in training; a smaller one may do."""
 
 
 class EngineError(TelmeStreamError):

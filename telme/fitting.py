@@ -30,7 +30,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerControl, TrainerState
 
 from telme.checkpoints import METRICS_FILE, begin, best, best_weights, keep_best, mark_complete, step_of, write_json
-from telme.errors import DataError, UsageError
+from telme.errors import DataError, OutOfMemory, UsageError
 from telme.evaluate import Report, score
 from telme.labels import LabelSet
 from telme.processor import knows_bfloat16
@@ -115,6 +115,7 @@ def fit(task: Task, folder: Path, recipe: StageRecipe, run: Run, labels: LabelSe
     Raises:
         UsageError: Another run is in the folder, or one that is not to be gone on with; or there are several GPUs.
         DataError: The folder cannot be written, or the answers are no numbers any more.
+        OutOfMemory: The GPU has no room for a batch.
     """
     one_device()
     recipe = replace(recipe, precision=usable(recipe.precision))
@@ -127,7 +128,7 @@ def fit(task: Task, folder: Path, recipe: StageRecipe, run: Run, labels: LabelSe
         # It ended before it could say so. The Trainer would take a step before it looks how many it has taken.
         trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     elif not is_finished:
-        _train(trainer, folder, checkpoint)
+        _train(trainer, folder, checkpoint, recipe)
     kept = best_weights(folder)
     rounded = {name: value.half().float() if value.is_floating_point() else value for name, value in kept.items()}
     task.network.load_state_dict(rounded)
@@ -182,9 +183,21 @@ def _planned(task: Task, recipe: StageRecipe, run: Run) -> int:
     return run.max_steps if run.max_steps > 0 else math.ceil(recipe.epochs * _steps_an_epoch(task, recipe))
 
 
-def _train(trainer: Trainer, folder: Path, checkpoint: Path | None) -> None:
+def no_room(error: torch.OutOfMemoryError, batch: int, accumulate: str) -> OutOfMemory:
+    """The error for a batch that the GPU has no room for; `accumulate` is the flag that makes up for a smaller one."""
+    fewer = f"begin another --out with --batch {batch // 2}{accumulate}, or " if batch > 1 else ""
+    return OutOfMemory(
+        f"no room on the GPU for a batch of {batch}: {error}",
+        "memory for a step of the training",
+        f"{fewer}stop what else uses that memory",
+    )
+
+
+def _train(trainer: Trainer, folder: Path, checkpoint: Path | None, recipe: StageRecipe) -> None:
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except torch.OutOfMemoryError as error:
+        raise no_room(error, recipe.batch, f" --accumulate {2 * recipe.accumulate}") from error
     except (OSError, SafetensorError, RuntimeError) as error:
         # torch says a full disk as a RuntimeError of its writer.
         if isinstance(error, RuntimeError) and _TORCH_WRITER not in str(error):

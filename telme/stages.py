@@ -145,6 +145,7 @@ def train_students(job: Job, start: str, cache: Path, students: Sequence[Student
     clips = _Clips(job, bundle, config, cache)
     teacher = TorchNetworks(bundle.model)
     said = {split: _teacher_answers(job, bundle, clips, teacher, split) for split in _SPLITS}
+    del teacher  # on a GPU it is a copy, which would take room from the training
     if bundle.config.fusion is not None:  # whose temperature is not the teacher's
         truth = _labels(clips.rows["dev"])
         config.calibration_temperature = fit_temperature(said["dev"]["logits"].float().numpy(), truth)
@@ -194,6 +195,7 @@ def train_fusion(job: Job, start: str, cache: Path) -> Report:
     clips = _Clips(job, bundle, config, cache)
     networks = TorchNetworks(bundle.model)
     examples = {split: FeatureExamples(_features(job, bundle, clips, networks, split)) for split in _SPLITS}
+    del networks  # copies as well
     torch.manual_seed(job.run.seed)
     fusion = AttentionShiftFusion(config, config.input_mode)
     task = Task(

@@ -19,7 +19,7 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from telme.datasets import DATASETS
-from telme.errors import TelmeStreamError, UsageError
+from telme.errors import INTERRUPTED, TelmeStreamError, UsageError
 from telme.fitting import Run
 from telme.modes import Student
 from telme.recipes import RECIPES, Network, Recipe, differences, recipe_named
@@ -68,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TelmeStreamError as error:
         sys.stderr.write(f"train: error: {error}\n")
         return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("train: interrupted; --resume goes on\n")
+        return INTERRUPTED
     sys.stdout.write(json.dumps(scores) + "\n")
     return 0
 

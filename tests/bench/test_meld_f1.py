@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import f1_score
 
 from bench import meld_f1, transcripts
@@ -24,6 +25,7 @@ from telme import clips
 from telme.bundle import load_bundle
 from telme.data import ClipSource
 from telme.dialogue import SPEAKER_TOKENS
+from telme.errors import INTERRUPTED
 from telme.features import Missing
 from telme.importer import import_published
 from telme.ladder import Ladder, Outputs
@@ -129,11 +131,11 @@ def test_another_backend_answers_the_same(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(shared.folder))
     kept = shared.folder / f"{protocol}.json"
-    torch = shared.run(capsys, "--protocol", protocol, "--save", str(kept))
+    eager = shared.run(capsys, "--protocol", protocol, "--save", str(kept))
     onnx = shared.run(capsys, "--protocol", protocol, "--backend", "onnx", "--against", str(kept))
-    assert (torch["backend"], onnx["backend"]) == ("torch-cpu", "onnx-fp32")
-    assert onnx["confusion"] == torch["confusion"]
-    assert onnx["calibration_error"] == pytest.approx(torch["calibration_error"], abs=1e-4)
+    assert (eager["backend"], onnx["backend"]) == ("torch-cpu", "onnx-fp32")
+    assert onnx["confusion"] == eager["confusion"]
+    assert onnx["calibration_error"] == pytest.approx(eager["calibration_error"], abs=1e-4)
     assert onnx["against"]["interval"] == [0, 0]
 
 
@@ -351,6 +353,29 @@ def test_annotations_that_cannot_be_read_are_an_error(
     path.write_text(f"{header}\n{row}\n", encoding="utf-8")
     assert meld_f1.main(["--csv", str(path), "--bundle", str(shared.published)]) == 1
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "says"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), 1, "error: no room on the GPU for"),
+        (KeyboardInterrupt(), INTERRUPTED, "meld_f1: interrupted; what is in the cache"),
+    ],
+)
+def test_a_full_gpu_and_an_interrupt_are_one_line(
+    shared: Bench,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    failure: BaseException,
+    code: int,
+    says: str,
+) -> None:
+    def fail(*_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(TorchNetworks, "text", fail)
+    assert meld_f1.main(["--csv", str(shared.csv), "--bundle", str(shared.published)]) == code
+    assert says in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_disk_that_is_full_while_caching_is_an_error(shared: Bench, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from telme.bundle import CARD_FILE, TEXT_FILE, load_bundle, open_bundle, save_bu
 from telme.compact import _taught, main
 from telme.data import read_split
 from telme.dialogue import SPEAKER_TOKENS
+from telme.errors import INTERRUPTED
 from telme.lessons import answers
 from telme.models import TextTeacher
 from tests.bundles import make_tiny_bundle, tiny_config, tiny_tokenizer
@@ -188,6 +189,30 @@ def test_what_is_not_there_is_one_line(folder: Path, capsys: pytest.CaptureFixtu
     assert main([*places, flag, "nowhere"]) in (1, 2)
     (line,) = capsys.readouterr().err.splitlines()
     assert says in line
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "says"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), 1, "error: no room on the GPU for a batch of 8: CUDA out of"),
+        (KeyboardInterrupt(), INTERRUPTED, "compact: interrupted; --resume goes on"),
+    ],
+)
+def test_a_full_gpu_and_an_interrupt_are_one_line(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    failure: BaseException,
+    code: int,
+    says: str,
+) -> None:
+    def fail(*_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(compact, "read", fail)  # in the first step
+    places = ["--data", str(folder / "data"), "--init", str(folder / "init"), "--out", str(folder / "out")]
+    assert main(places) == code
+    assert says in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_run_that_is_cut_short_is_the_beginning_of_the_whole(

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from telme.checkpoints import best_weights
-from telme.errors import DataError, UsageError
+from telme.errors import DataError, OutOfMemory, UsageError
 from telme.fitting import Run, Task, _trainer, fit, fit_temperature, report_of, usable
 from telme.labels import MELD
 from telme.recipes import Precision, StageRecipe, recipe_named
@@ -130,6 +130,18 @@ def test_a_disk_that_fills_up_is_one_clear_error(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(DataError, match=r"cannot be written.*--resume goes on"):
         fit(task(), tmp_path, SMALL, Run(), MELD)
+
+
+@pytest.mark.parametrize(
+    ("batch", "remedy"),
+    [(4, "begin another --out with --batch 2 --accumulate 6, or stop what else"), (1, "step of the training; stop")],
+)
+def test_a_gpu_without_room_names_the_flags_that_halve_the_batch(tmp_path: Path, batch: int, remedy: str) -> None:
+    def full(_: list[int]) -> dict[str, Any]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    with pytest.raises(OutOfMemory, match=rf"a batch of {batch}: CUDA out of memory.*{remedy}"):
+        fit(replace(task(), collate=full), tmp_path, replace(SMALL, batch=batch, accumulate=3), Run(), MELD)
 
 
 def test_other_failures_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:

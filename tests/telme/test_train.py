@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ from telme.cache import FORMAT, MediaCache
 from telme.checkpoints import METRICS_FILE, complete_checkpoints
 from telme.data import find_clip, read_split, windows
 from telme.dialogue import SPEAKER_TOKENS
+from telme.errors import INTERRUPTED
 from telme.features import FeatureMaker
 from telme.fitting import fit_temperature
-from telme.predictor import TorchPredictor
+from telme.modeling import TelmeModel
+from telme.predictor import TorchNetworks, TorchPredictor
 from telme.recipes import RECIPES, differences, flat, recipe_named
 from telme.train import main
 from tests.bundles import tiny_tokenizer
@@ -218,6 +221,33 @@ def test_a_fusion_does_not_go_on_when_clips_have_changed(
         assert main([*flags, "--resume"]) == 2
     assert "clips" in capsys.readouterr().err.splitlines()[-1]
     assert main([*flags, "--resume"]) == 0
+
+
+@pytest.mark.parametrize(("stage", "before"), [("students", "teacher"), ("fusion", "students")])
+def test_training_keeps_no_copy_of_the_encoders_and_an_interrupt_is_one_line(
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    before: str,
+) -> None:
+    made: list[weakref.ref[TorchNetworks]] = []
+
+    def networks(model: TelmeModel) -> TorchNetworks:
+        found = TorchNetworks(model)
+        made.append(weakref.ref(found))
+        return found
+
+    def fit(*_: object) -> None:
+        assert [copy() for copy in made] == [None]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "TorchNetworks", networks)
+    monkeypatch.setattr(stages, "fit", fit)
+    start = ["--from", str(trained / "out" / before / "bundle")]
+    assert main(arguments(trained, stage, "meld", str(tmp_path / "out"), *start)) == INTERRUPTED
+    assert capsys.readouterr().err.splitlines()[-1] == "train: interrupted; --resume goes on"
 
 
 def test_students_that_take_a_fusions_place_do_not_keep_its_temperature(trained: Path, tmp_path: Path) -> None:
