@@ -1,7 +1,7 @@
 """A clip's sound and its 8 pictures, decoded once (PyAV).
 
 What cannot be decoded is a missing modality with a reason, never silence or black pictures. What the system refuses
-(files, rights, memory, a disk or a share that fails) is an error: it says nothing of the clip.
+(files, rights, a disk or a share that fails) is an error: it says nothing of the clip.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from telme.frames import frame_indices
 from telme.media import channels_of, first_stream, open_media
 
 _Read = TypeVar("_Read")
-# What FFmpeg says of a file's content besides codes of its own, which are none of the system's.
-_OF_CONTENT = {errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ERANGE, errno.EDOM}
+# What FFmpeg says of a file's content besides codes of its own, which are none of the system's. ENOMEM: damaged headers
+# ask for more memory than there is.
+_OF_CONTENT = {errno.EINVAL, errno.ENOMEM, errno.ENOSYS, errno.EPERM, errno.ERANGE, errno.EDOM}
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,6 +50,7 @@ from telme.features import FeatureMaker
 from telme.fitting import fit_temperature, no_room, one_device, usable
 from telme.lessons import MAX_TURNS, Lessons, answers, collate, read
 from telme.models import TextTeacher, resize_vocabulary
+from telme.processor import knows_bfloat16
 from telme.recipes import Precision
 
 # More than any dialogue of MELD holds: training packs are never cut.
@@ -183,6 +184,8 @@ def make(options: argparse.Namespace) -> None:
     teacher = _trained(teacher, lessons, tokenizer, config, options)
     with torch.no_grad():
         teacher.classifier.bias.sub_(PRIOR * _log_frequencies(rows["train"]))
+        for parameter in teacher.parameters():
+            parameter.copy_(parameter.half())  # as the bundle keeps them: its figures are theirs
     config.logit_prior = PRIOR
     config.max_prompt_tokens = options.max_tokens
     logits = answers(teacher, rows["dev"], tokenizer, config)
@@ -308,7 +311,9 @@ def _answered(teacher: Path, rows: Sequence[Row]) -> Path:
         if config.turn_starts is not None:
             config.max_prompt_tokens = TRAINING_TOKENS
         taken_off = config.logit_prior * _log_frequencies(rows)
-        save_file({"logits": answers(network, rows, bundle.tokenizer, config) + taken_off}, path)
+        with torch.autocast("cpu", torch.bfloat16, enabled=knows_bfloat16()):
+            logits = answers(network, rows, bundle.tokenizer, config)
+        save_file({"logits": logits + taken_off}, path)
     return path
 
 

@@ -20,7 +20,6 @@ from telme.data import Row, windows
 from telme.features import FeatureMaker, collate_prompts
 from telme.models import TextTeacher
 from telme.packing import PackedBatch, collate_packs, packs, read_packs
-from telme.processor import knows_bfloat16
 
 MAX_TURNS = 24
 _BATCH_OF_ANSWERS = {True: 8, False: 64}  # packed or not
@@ -112,7 +111,7 @@ def answers(
     lessons = Lessons(rows, FeatureMaker(tokenizer, config), packed)
     size = _BATCH_OF_ANSWERS[packed]
     made = []
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=knows_bfloat16()):
+    with torch.inference_mode():
         for start in range(0, len(lessons), size):
             some = [lessons[index] for index in range(start, min(start + size, len(lessons)))]
             made.append(read(teacher, collate(some, tokenizer, config)["batch"]))
