@@ -194,8 +194,8 @@ def _load(folder: Path, device: str, config: AsrConfig) -> WindowedWhisper:
         whisper.decode(np.zeros(_TRIAL_SAMPLES, np.float32), margin_ms=0)
     except (OSError, ValueError, RuntimeError) as error:
         remedy = f"use --asr-model {OFFLINE} for the English model that needs no network"
-        if device == "cuda":
-            remedy = 'pip install nvidia-cublas-cu12 nvidia-cudnn-cu12 (faster-whisper, GPU), or [asr] device = "cpu"'
+        if device == "cuda" and isinstance(error, RuntimeError):
+            remedy = 'pip install nvidia-cublas-cu12 (see faster-whisper, GPU), or [asr] device = "cpu"'
         raise TranscriptionError(
             f"Whisper model {config.model!r} on {device} cannot be used: {error}",
             "a CTranslate2 model for that device and language",

@@ -267,7 +267,7 @@ class Camera:
     def _lose(self, reason: str) -> None:
         before, self.lost_reason = self.lost_reason, reason
         level = logging.DEBUG if reason == before else logging.WARNING
-        _LOG.log(level, "camera %r lost: %s", self._source, reason)
+        _LOG.log(level, "camera %r %s: %s", self._source, "lost" if before is None else "is still away", reason)
         if before is None:
             self._on_change("lost")
 
@@ -279,7 +279,8 @@ class Camera:
                 reader.abandon()
                 return f"no picture for {limit_s:g} s" + (f": {reader.complaint}" if reader.complaint else "")
             reader.ended.wait(left_ns / _NS_PER_S)
-        return str(reader.error or "it stopped giving pictures")
+        stopped = "it stopped giving pictures" if reader.gave_picture else "it gave no picture"
+        return str(reader.error or reader.complaint or stopped)
 
     def _wait(self, wait_s: float) -> bool:
         """Wait; longer while too many abandoned threads still hang in the driver. False when stopping."""

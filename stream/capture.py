@@ -261,7 +261,7 @@ class Ears:
 
 @dataclass
 class Lateness:
-    """Tells the user, once each time, that the worker does not keep up."""
+    """Tells the user, once each time, that answers do not come in time."""
 
     told: bool = False
 
@@ -270,8 +270,8 @@ class Lateness:
         late_ms = link.answer_lag_ms(time.monotonic_ns())
         if late_ms >= _LATE_MS and not self.told:
             _log.warning(
-                "the worker is %d s behind, %d utterances wait for it; expected an answer within %d s;"
-                " see its log, or take a smaller --bundle or another --backend",
+                "an utterance has waited %d s for its answer, %d wait; expected one within %d s; see whether the worker"
+                " runs; where it does, take a smaller --bundle or another --backend",
                 late_ms // 1000,
                 link.unanswered,
                 _LATE_MS // 1000,
@@ -347,6 +347,8 @@ class Sender:
             self.report(bus.Rejected(utterance.seq, transcribed.said.rejected))
             return
         spoken = self._spoken(utterance, transcribed, self.conversation.attribute(utterance))
+        while self.link.unanswered >= MOST_UNANSWERED and not self.hurries.wait(_ROOM_POLL_S):
+            pass
         waiting = self.link.unanswered
         if waiting >= MOST_KEPT:
             self.lost(utterance, f"{waiting} utterances wait for the worker, at most {MOST_KEPT} are kept for it")
@@ -354,8 +356,6 @@ class Sender:
         frames = _BEHIND if waiting >= MOST_WITH_PICTURES else utterance.frames
         video = wire.Absent(frames.reason) if isinstance(frames, Missing) else frames
         message = wire.Utterance(**spoken, audio=wire.describe(utterance.pcm), video=wire.describe(video))
-        while self.link.unanswered >= MOST_UNANSWERED and not self.hurries.wait(_ROOM_POLL_S):
-            pass
         self.link.send(message, (utterance.pcm, video))
 
     def lost(self, utterance: Utterance, reason: str) -> None:

@@ -24,7 +24,9 @@ _SILENT_POLLS = 5000 // _POLL_MS  # a worker says each second that it lives
 
 
 def subscribe(address: str, types: Sequence[str] = ()) -> Generator[Event, None, None]:
-    """Events as they come, for ever; repeated ones are left out. That no worker is heard is a warning in the log.
+    """Events as they come, for ever; repeated ones are left out.
+
+    Without `types`, that no worker is heard is a warning in the log.
 
     Args:
         address: Where a worker publishes.

@@ -125,7 +125,10 @@ def _packages(role: Role) -> Iterator[Finding]:
 
 def _wanted(distribution: str) -> SpecifierSet:
     """Versions of a package that pyproject.toml allows."""
-    asked = map(Requirement, requires("telme-stream") or ())
+    try:
+        asked = [Requirement(line) for line in requires("telme-stream") or ()]
+    except PackageNotFoundError:  # a checkout that is not installed
+        asked = []
     return SpecifierSet(",".join({str(one.specifier) for one in asked if one.name == distribution}))
 
 

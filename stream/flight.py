@@ -16,6 +16,19 @@ _log = logging.getLogger(__name__)
 WINDOW = 16
 
 
+def forget_unreadable(outbox: Outbox) -> None:
+    """Drop what an earlier version kept and this one cannot read: no worker would ever answer it."""
+    position = 0
+    while some := outbox.after(position, WINDOW):
+        for kept in some:
+            position = kept.position
+            try:
+                decode(kept.frames)
+            except WireError as error:
+                _log.warning("utterance %d of session %s is lost: %s", kept.seq, kept.session, error)
+                outbox.answered(kept.session, kept.seq)
+
+
 class Flight:
     """Utterances sent and not answered yet. It begins anew with each connection, from the outbox's beginning.
 

@@ -23,7 +23,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from stream.bus import TOPIC_ROOT, Event, read_event, topic
-from stream.flight import Flight
+from stream.flight import Flight, forget_unreadable
 from stream.journal import Outbox
 from stream.wire import Ack, Frame, Hello, Media, Message, Utterance, decode, encode, is_of_the_moment
 from telme.errors import LinkError, TelmeStreamError, WireError
@@ -183,13 +183,14 @@ class CaptureLink:
     def _main(self) -> None:
         try:
             with Outbox(self._outbox_path) as outbox, zmq.Context() as context:
+                forget_unreadable(outbox)
                 self._count(outbox)
                 apart_s, told = time.monotonic(), False
                 while not self._stop.is_set():
                     with context.socket(zmq.DEALER) as dealer:
                         met = self._converse(dealer, outbox)
                     if met:
-                        apart_s, told = time.monotonic(), False
+                        apart_s, told, self._reports_lost = time.monotonic(), False, 0
                     elif not told and time.monotonic() >= apart_s + _GREETING_DEADLINE_S:
                         _log.warning("no worker at %s; expected one; what is said waits for it", self._address)
                         told = True

@@ -29,10 +29,8 @@ _log = logging.getLogger(__name__)
 
 # Prompts whose lengths are within so many tokens share a batch.
 _TOKENS_BUCKET = 32
-# What torch raises (since 2.8) when the GPU itself failed: from then on every call in this process does.
-_DEVICE_LOST: tuple[type[Exception], ...] = tuple(
-    kind for kind in (getattr(torch, "AcceleratorError", None),) if kind is not None
-)
+# What torch raises since 2.8 for errors of the GPU.
+_ACCELERATOR_ERROR: type[RuntimeError] = getattr(torch, "AcceleratorError", RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -109,8 +107,8 @@ class NetworkPredictor:
     """Answers with the networks of a backend.
 
     Encoders get batches of like length, the fusion each utterance on its own. A batch that the device has no room for
-    is halved, and later ones are no larger. torch's AcceleratorError of a GPU that is lost passes: no later call in the
-    same process would be answered.
+    is halved, and later ones are no larger. torch's error of a GPU that is lost passes: no later call in the same
+    process would be answered.
 
     Args:
         bundle: Gives the configuration and the padding token.
@@ -139,9 +137,9 @@ class NetworkPredictor:
             try:
                 answers += self._answer(rows)
             except (OutOfMemory, MemoryError, RuntimeError, IndexError) as error:
-                if isinstance(error, _DEVICE_LOST) and not lacks_memory(error):
-                    raise  # so that the process ends: only another one can answer
                 if not lacks_memory(error):
+                    if _device_is_lost(error):
+                        raise  # so that the process ends: only another one can answer
                     raise PredictorError(
                         f"{self.model_id} on {self.backend} failed: {error}",
                         "an answer",
@@ -267,6 +265,17 @@ def _grouped(keys: Mapping[int, int]) -> Iterator[list[int]]:
     """Rows whose keys are equal, together."""
     for _, rows in groupby(sorted(keys, key=keys.__getitem__), key=keys.__getitem__):
         yield list(rows)
+
+
+def _device_is_lost(error: Exception) -> bool:
+    """Whether the GPU itself failed: then it answers nothing more in this process, and says so again."""
+    if not isinstance(error, _ACCELERATOR_ERROR) or not torch.cuda.is_available():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def _in_order(read: Sequence[tuple[list[int], EncoderOutput]]) -> EncoderOutput:

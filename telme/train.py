@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from telme.datasets import DATASETS
 from telme.errors import INTERRUPTED, TelmeStreamError, UsageError
-from telme.fitting import Run
+from telme.fitting import Run, usable
 from telme.modes import Student
 from telme.recipes import RECIPES, Network, Recipe, differences, recipe_named
 from telme.stages import Job, train_fusion, train_students, train_teacher
@@ -153,10 +153,16 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     asked = {name: value for name in _NUMBERS if (value := getattr(options, name)) is not None}
     if "lr" in asked:
         asked = {"head_lr": asked["lr"], **asked}  # one rate for all, unless both are given
-    stages: dict[str, Any] = {name: replace(recipe.stage(name), **asked) for name in _NETWORKS[options.stage]}
+    stages: dict[str, Any] = {}
+    changes = dict(recipe.changes)
+    for name in _NETWORKS[options.stage]:
+        wanted = recipe.stage(name).precision
+        stages[name] = replace(recipe.stage(name), precision=usable(wanted), **asked)
+        if stages[name].precision != wanted:
+            changes[f"{name}.precision"] = f"this machine has no {wanted}"
     names = (*_CONTEXT, "text_init", "audio_init", "video_init")
     others = {name: value for name in names if (value := getattr(options, name, None)) is not None}
-    return replace(recipe, **stages, **others)
+    return replace(recipe, **stages, **others, changes=changes)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,13 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from stream.flight import WINDOW, Flight
+from stream.flight import WINDOW, Flight, forget_unreadable
 from stream.journal import Outbox
-from stream.wire import PROTOCOL, Ack, Frame, encode
-from tests.stream.samples import SESSION
+from stream.wire import PROTOCOL, Absent, Ack, Frame, encode
+from tests.stream.samples import SESSION, utterance
 
 
 @pytest.fixture
@@ -41,6 +42,16 @@ def test_answers_open_the_window_and_empty_the_outbox(outbox: Outbox) -> None:
     assert flight.pass_on(deque())
     assert sent[WINDOW + 1 :] == [[b"16"], [b"17"]]
     assert outbox.pending() == WINDOW + 1
+
+
+def test_what_an_earlier_version_left_is_told_and_forgotten(outbox: Outbox, caplog: pytest.LogCaptureFixture) -> None:
+    media = (np.zeros(8, np.int16), Absent("no camera"))
+    for seq in (5, 18):
+        outbox.put(SESSION, seq, encode(utterance(seq, media=media), media))
+    forget_unreadable(outbox)
+    assert [kept.seq for kept in outbox.after(0, 100)] == [5, 18]
+    assert len(caplog.records) == WINDOW + 1
+    assert caplog.messages[0].startswith(f"utterance 0 of session {SESSION} is lost: ")
 
 
 def test_what_is_no_answer_takes_nothing_out(outbox: Outbox, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -206,14 +207,25 @@ def test_one_utterance_without_room_is_a_clear_error_and_the_next_may_fit(tmp_pa
     assert len(predictor.predict([features(bundle)])) == 1
 
 
-def test_a_gpu_that_is_lost_ends_the_process_and_another_error_costs_the_utterance(tmp_path: Path) -> None:
+def test_a_gpu_that_is_lost_ends_the_process_and_another_error_costs_the_utterance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every later call would fail too, and each utterance be lost; the next worker is sent this one again."""
     bundle = loaded(tmp_path)
     lost = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    predictor = NetworkPredictor(bundle, Cramped(bundle, 0, lost))
+    odd = NetworkPredictor(bundle, Cramped(bundle, 0, RuntimeError("CUDA error: an odd one")))
+    with pytest.raises(PredictorError, match="illegal memory access"):
+        predictor.predict([features(bundle)])  # there is no GPU that could be lost
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    with pytest.raises(PredictorError, match="illegal memory access"):
+        predictor.predict([features(bundle)])  # the GPU goes on
+    monkeypatch.setattr(torch.cuda, "synchronize", Mock(side_effect=lost))
     with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
-        NetworkPredictor(bundle, Cramped(bundle, 0, lost)).predict([features(bundle)])
+        predictor.predict([features(bundle)])
     with pytest.raises(PredictorError, match=r"on torch-cpu failed: CUDA error: an odd one"):
-        NetworkPredictor(bundle, Cramped(bundle, 0, RuntimeError("CUDA error: an odd one"))).predict([features(bundle)])
+        odd.predict([features(bundle)])
 
 
 def test_a_gpu_without_room_for_the_networks_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from transformers import DistilBertConfig, TimesformerConfig
 
 from bench.meld_f1 import main as meld_f1
-from telme import stages
+from telme import fitting, stages
 from telme.bundle import CARD_FILE, load_bundle
 from telme.cache import FORMAT, MediaCache
 from telme.checkpoints import METRICS_FILE, complete_checkpoints
@@ -33,7 +33,7 @@ from telme.fitting import fit_temperature
 from telme.modeling import TelmeModel
 from telme.predictor import TorchNetworks, TorchPredictor
 from telme.recipes import RECIPES, differences, flat, recipe_named
-from telme.train import main
+from telme.train import _parser, _recipe, main
 from tests.bundles import tiny_tokenizer
 from tests.miniature import make_iemocap, make_meld
 from tests.telme.encoders import make_encoders
@@ -362,6 +362,25 @@ def test_every_difference_from_the_published_recipe_has_its_reason(name: str, da
     lines = differences(recipe_named(name, dataset), dataset)
     assert (name == "published") == (lines == [])
     assert not [line for line in lines if line.endswith("asked for")]
+
+
+def test_a_precision_that_the_machine_lacks_is_a_named_difference(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the card too: float16 and bfloat16 were wanted, and the runs are in float32."""
+
+    def precisions(stage: str, recipe: str) -> list[str]:
+        given = arguments(trained, stage, "meld", str(tmp_path / "new"), "--recipe", recipe)
+        found = differences(_recipe(_parser().parse_args(given)), "meld")
+        names = ("teacher.precision", "audio.precision", "video.precision")
+        return [line for line in found if line.startswith(names)]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(fitting, "knows_bfloat16", lambda: False)
+    lacking = [f"{name}.precision: float32 (published float16): this machine has no " for name in ("audio", "video")]
+    assert precisions("students", "published") == [f"{line}float16" for line in lacking]
+    assert precisions("students", "clean")[-2:] == [f"{line}bfloat16" for line in lacking]
+    assert not any(line.startswith("teacher.") for line in precisions("teacher", "clean"))
 
 
 def test_published_recipes_are_those_of_the_authors_code() -> None:
