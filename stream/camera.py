@@ -267,7 +267,7 @@ class Camera:
     def _lose(self, reason: str) -> None:
         before, self.lost_reason = self.lost_reason, reason
         level = logging.DEBUG if reason == before else logging.WARNING
-        _LOG.log(level, "camera %r %s: %s", self._source, "lost" if before is None else "is still away", reason)
+        _LOG.log(level, "camera %r lost: %s", self._source, reason)
         if before is None:
             self._on_change("lost")
 
