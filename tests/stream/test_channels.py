@@ -36,6 +36,21 @@ def test_what_a_lossy_codec_makes_of_copies_is_heard_once() -> None:
     assert heard((FAINT, HISS), (left, right), (FAINT, HISS)) == [1, 1, 1]
 
 
+def test_a_quiet_moment_that_a_codec_made_of_its_own_settles_nothing() -> None:
+    """AAC at 64 kbit/s makes such blocks of copies, at a word's end and before the first."""
+    odd = (noise(250), noise(250))
+    assert heard((SPEECH, SPEECH), odd, (OTHER, OTHER), odd) == [1, 1, 1, 1]
+    faint = (noise(100), noise(100))
+    assert heard(faint, (SPEECH, SPEECH)) == [1, 1]
+
+
+def test_a_quiet_voice_on_the_second_channel_is_heard_in_the_end() -> None:
+    """-55 dBFS, and nothing on the first."""
+    found = heard(*[(BLANK, noise(60))] * 20)
+    assert found[0] == 1
+    assert found[-1] == 2
+
+
 @pytest.mark.parametrize("right", [BLANK, OTHER, (SPEECH // 3).astype(np.int16)])
 def test_channels_that_differ_are_heard_apart_even_where_they_agree(right: Pcm) -> None:
     assert heard((BLANK, BLANK), (SPEECH, right), (SPEECH, SPEECH)) == [1, 2, 2]
