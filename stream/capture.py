@@ -128,11 +128,12 @@ class Reporter:
 
 @dataclass
 class _Channel:
-    """One channel; `seq` and `next_interim` (a sample) are of the utterance in progress."""
+    """One channel, heard up to the sample `until`; `seq` and `next_interim` are of the utterance in progress."""
 
     number: int
     segmenter: Segmenter
     pcm: PcmRing
+    until: int = 0
     seq: int = 0
     next_interim: int = 0
 
@@ -180,10 +181,13 @@ class Ears:
             if block.first_sample != self._next_sample:
                 # Now: after a long hole the rings would have forgotten what was said before it.
                 yield from self.end()
+            # A channel that turned out to be a copy gets no more sound.
+            yield from self._close([one for one in self._channels.values() if one.until < self._next_sample])
             self._next_sample = block.first_sample + len(block.pcm)
             self._clock.observe(block)
         channel = self._channel(block.channel)
         channel.pcm.append(block.first_sample, block.pcm)
+        channel.until = block.first_sample + len(block.pcm)
         for signal in channel.segmenter.push(block.first_sample, block.pcm):
             yield self._heard(signal, channel)
         if self._interim:
@@ -208,9 +212,12 @@ class Ears:
 
     def end(self) -> Iterator[Utterance]:
         """The source ended or stalled: close what is open."""
+        yield from self._close(list(self._channels.values()))
+
+    def _close(self, channels: Sequence[_Channel]) -> Iterator[Utterance]:
         spans = [
             (signal, channel)
-            for channel in self._channels.values()
+            for channel in channels
             for signal in channel.segmenter.flush()
             if isinstance(signal, Span)
         ]

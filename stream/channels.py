@@ -22,9 +22,8 @@ _ENOUGH = (32_768 * 10 ** (-45 / 20)) ** 2 * 30 * SAMPLE_RATE_HZ / 1000
 class Channels:
     """Passes on the channels that are to be heard: all, or the first where the others are copies of it.
 
-    A sound server makes two channels of one, and recorders do. Which it is shows with the first audible sound; until
-    then the first is heard, since a channel that is given up could leave an utterance open. Channels that once differed
-    are heard apart from there on.
+    A sound server makes two channels of one, and recorders do. Which it is shows with the first audible sound; what
+    comes before is no speech and is passed on whole. Channels that once differed are heard apart from there on.
 
     Args:
         source: Whose channels they are, for messages.
@@ -40,7 +39,7 @@ class Channels:
         """The channels of [channels, S] that are to be heard, in order."""
         if len(pcm) > 1 and self._are_copies is not False:
             self._compare(pcm.astype(np.float32))
-        return pcm if self._are_copies is False else pcm[:1]
+        return pcm[:1] if self._are_copies else pcm
 
     def _compare(self, sound: NDArray[np.float32]) -> None:
         kept = math.exp(-sound.shape[1] / _MEMORY_SAMPLES)

@@ -224,6 +224,24 @@ def test_channels_number_their_utterances_as_speech_begins() -> None:
     assert [(item.channel, item.seq) for item in found if isinstance(item, Utterance)] == [(1, 1), (0, 0)]
 
 
+def test_a_channel_that_gets_no_more_sound_ends_what_is_open_on_it() -> None:
+    """As when its sound turns out to be a copy of the first channel's; else it would stay open for ever."""
+
+    class OneLeaves(FakeSource):
+        def blocks(self) -> Iterator[AudioBlock]:
+            for number, block in enumerate(super().blocks()):
+                yield block
+                if number < 30:  # 1.5 s
+                    yield replace(block, channel=1)
+
+    pcm = np.concatenate([speech(2.0), silence(25.0)])
+    items = heard(OneLeaves(pcm), Missing("no camera"), SegmenterConfig())
+    first, second = (item for item in items if isinstance(item, Utterance))
+    assert (first.channel, second.channel) == (1, 0)
+    assert first.span.voiced_end == pytest.approx(30 * 777, abs=480)
+    assert second.span.voiced_end == pytest.approx(2.0 * SAMPLE_RATE_HZ, abs=480)
+
+
 # ------------------------------------------------------------------------------------------------ what is sent
 
 
