@@ -23,20 +23,26 @@ from telme.errors import JournalError, MissingDependency, TelmeStreamError
 Role = Literal["all", "capture", "worker"]
 _WORKER, _CAPTURE = frozenset[Role](("all", "worker")), frozenset[Role](("all", "capture"))
 _BOTH = _WORKER | _CAPTURE
-_PACKAGES = {  # distribution -> module, who needs it, and what an import that fails asks for
-    "torch": ("torch", _WORKER, "pip install -c constraints.txt '.[worker]'"),
-    "transformers": ("transformers", _WORKER, "pip install -c constraints.txt '.[worker]'"),
-    "onnx": ("onnx", _WORKER, "pip install -c constraints.txt '.[worker]'"),
-    "onnxruntime": ("onnxruntime", _BOTH, "pip install -c constraints.txt '.[capture,worker]'"),
-    "faster-whisper": ("faster_whisper", _CAPTURE, "pip install -c constraints.txt '.[capture]'"),
-    "ctranslate2": ("ctranslate2", _CAPTURE, "pip install -c constraints.txt '.[capture]'"),
-    "webrtcvad-wheels": ("webrtcvad", _CAPTURE, "pip install -c constraints.txt '.[capture]'"),
-    "av": ("av", _CAPTURE, "pip install -c constraints.txt '.[capture]'"),
-    "soxr": ("soxr", _BOTH, "pip install -c constraints.txt '.[capture,worker]'"),
-    "pyzmq": ("zmq", _BOTH, "pip install -c constraints.txt ."),
-    "opencv-python": ("cv2", _CAPTURE, "apt-get install libgl1 libglib2.0-0"),
-    "sounddevice": ("sounddevice", _CAPTURE, "apt-get install libportaudio2"),
+_PACKAGES = {  # distribution -> module, and who needs it
+    "torch": ("torch", _WORKER),
+    "transformers": ("transformers", _WORKER),
+    "onnx": ("onnx", _WORKER),
+    "onnxruntime": ("onnxruntime", _BOTH),
+    "faster-whisper": ("faster_whisper", _CAPTURE),
+    "ctranslate2": ("ctranslate2", _CAPTURE),
+    "webrtcvad-wheels": ("webrtcvad", _CAPTURE),
+    "av": ("av", _CAPTURE),
+    "soxr": ("soxr", _BOTH),
+    "pyzmq": ("zmq", _BOTH),
+    "opencv-python": ("cv2", _CAPTURE),
+    "sounddevice": ("sounddevice", _CAPTURE),
 }
+# Of packages that are installed with the rest, but lack a library of the system.
+_SYSTEM = {
+    "opencv-python": "apt-get install libgl1 libglib2.0-0",
+    "sounddevice": "apt-get install libportaudio2",
+}
+_EXTRAS: dict[Role, str] = {"all": "capture,worker", "capture": "capture", "worker": "worker"}
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _LEAST_FREE_GB = 0.5
 
@@ -107,14 +113,15 @@ def _checked(name: str, check: Callable[[], str]) -> Finding:
 
 
 def _packages(role: Role) -> Iterator[Finding]:
-    for distribution, (module, roles, remedy) in _PACKAGES.items():
+    install = f"pip install -c constraints.txt '.[{_EXTRAS[role]}]'"
+    for distribution, (module, roles) in _PACKAGES.items():
         if role not in roles:
             continue
         try:
             importlib.import_module(module)
             found = version(distribution)
         except (ImportError, OSError, PackageNotFoundError) as error:
-            yield Finding(distribution, f"cannot be used: {error}", remedy)
+            yield Finding(distribution, f"cannot be used: {error}", _SYSTEM.get(distribution, install))
             continue
         wanted = _wanted(distribution)
         if found in wanted:

@@ -29,6 +29,28 @@ def forget_unreadable(outbox: Outbox) -> None:
                 outbox.answered(kept.session, kept.seq)
 
 
+class HeldReports:
+    """What is no utterance, for a worker that is away: the newest so many.
+
+    Attributes:
+        frames: The messages, in order.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.frames: deque[list[Frame]] = deque(maxlen=most)
+        self._lost = 0
+
+    def hold(self, frames: list[Frame]) -> None:
+        """Keep a message; the oldest makes room for it."""
+        if len(self.frames) == self.frames.maxlen:
+            if self._lost % len(self.frames) == 0:
+                _log.warning("no worker for %d reports; expected one; the oldest are lost", len(self.frames))
+            self._lost += 1
+        else:
+            self._lost = 0
+        self.frames.append(frames)
+
+
 class Flight:
     """Utterances sent and not answered yet. It begins anew with each connection, from the outbox's beginning.
 

@@ -23,7 +23,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from stream.bus import TOPIC_ROOT, Event, read_event, topic
-from stream.flight import Flight, forget_unreadable
+from stream.flight import Flight, HeldReports, forget_unreadable
 from stream.journal import Outbox
 from stream.wire import Ack, Frame, Hello, Media, Message, Utterance, decode, encode, is_of_the_moment
 from telme.errors import LinkError, TelmeStreamError, WireError
@@ -101,8 +101,7 @@ class CaptureLink:
         self._outbox_path = outbox
         self._max_message_bytes = max_message_bytes
         self._queue: deque[tuple[Message, list[Frame]]] = deque()
-        self._held: deque[list[Frame]] = deque(maxlen=_MAX_REPORTS_HELD)
-        self._reports_lost = 0
+        self._held = HeldReports(_MAX_REPORTS_HELD)
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_receiver.setblocking(False)
         self._wake_sender.setblocking(False)
@@ -190,7 +189,7 @@ class CaptureLink:
                     with context.socket(zmq.DEALER) as dealer:
                         met = self._converse(dealer, outbox)
                     if met:
-                        apart_s, told, self._reports_lost = time.monotonic(), False, 0
+                        apart_s, told = time.monotonic(), False
                     elif not told and time.monotonic() >= apart_s + _GREETING_DEADLINE_S:
                         _log.warning("no worker at %s; expected one; what is said waits for it", self._address)
                         told = True
@@ -233,7 +232,7 @@ class CaptureLink:
                     self._wake_receiver.recv(4096)
                 self._take_queued(outbox, has_peer=flight is not None and not parted)
                 late = flight is None and time.monotonic() >= deadline_s
-                parted = parted or late or (flight is not None and not flight.pass_on(self._held))
+                parted = parted or late or (flight is not None and not flight.pass_on(self._held.frames))
         finally:
             dealer.disable_monitor()
             monitor.close()
@@ -247,11 +246,7 @@ class CaptureLink:
             if isinstance(message, Utterance):
                 outbox.put(message.session, message.seq, frames)
             elif has_peer or not is_of_the_moment(message):
-                if len(self._held) == self._held.maxlen:
-                    if self._reports_lost % len(self._held) == 0:
-                        _log.warning("no worker for %d reports; expected one; the oldest are lost", len(self._held))
-                    self._reports_lost += 1
-                self._held.append(frames)
+                self._held.hold(frames)
 
     def _count(self, outbox: Outbox) -> None:
         with self._changed:

@@ -39,13 +39,14 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from telme.bundle import Bundle, open_bundle, save_bundle, sha256_of
+from telme.card import compact_card
 from telme.checkpoints import begin, mark_complete, step_of
 from telme.config import TelmeConfig
 from telme.data import Row, annotation_file, read_split
 from telme.datasets import MELD_DATA, Split
 from telme.dialogue import SPEAKER_TOKENS
 from telme.errors import INTERRUPTED, DataError, TelmeStreamError, UsageError
-from telme.evaluate import Report, score
+from telme.evaluate import score
 from telme.features import FeatureMaker
 from telme.fitting import fit_temperature, no_room, one_device, usable
 from telme.lessons import MAX_TURNS, Lessons, answers, collate, read
@@ -192,7 +193,9 @@ def make(options: argparse.Namespace) -> None:
     truth = [row.label for row in rows["dev"]]
     config.calibration_temperature = fit_temperature(logits.numpy(), truth)
     report = score((logits.double() / config.calibration_temperature).softmax(1).numpy(), truth, config.label_set)
-    save_bundle(options.out / "bundle", config, teacher, tokenizer, model_card(report, options))
+    save_bundle(
+        options.out / "bundle", config, teacher, tokenizer, compact_card(report, _command(options), options.whole)
+    )
     print(json.dumps({**vars(report), "temperature": config.calibration_temperature}))  # noqa: T201
 
 
@@ -374,29 +377,13 @@ def _log_frequencies(rows: Sequence[Row]) -> Tensor:
     return (counts.clamp(min=1) / counts.sum()).log()
 
 
-def model_card(report: Report, options: argparse.Namespace) -> str:
-    """The bundle's README: data, licences, figures, limits."""
-    per_class = ", ".join(f"{name} {value:.1f}" for name, value in report.per_class.items())
+def _command(options: argparse.Namespace) -> str:
+    """What the card tells of the flags: all that decides what comes out, but the data."""
     teachers = "".join(f" --teacher {teacher.name}" for teacher in options.teacher) + " --whole" * options.whole
-    sight = "Every token sees the whole prompt" if options.whole else "A turn sees itself and the turns before it"
-    return f"""# A TelME text teacher
-
-The text teacher of TelME (Yun et al., NAACL 2024, arXiv 2401.12987) on a small encoder, trained by the telme-stream
-authors. It reads the words of a dialogue; it has no audio and no video student. {sight}.
-
-- Trained with `python -m telme.compact --init {options.init.name}{teachers} --epochs {options.epochs:g}
-  --batch {options.batch} --lr {options.lr:g} --head-lr {options.head_lr:g} --seed {options.seed}`.
-  The moving average of its weights is kept; its temperature is fitted on dev.
-- Data: MELD's training split, text and speakers only (declare-lab/MELD; annotations GPL-3.0). Chosen on MELD's dev
-  split. The test split was not looked at.
-- Figures on dev (chosen and calibrated there, so a little too good; gold text, streaming protocol): weighted F1
-  {report.weighted_f1:.2f} ({per_class}), expected calibration error
-  {report.calibration_error:.3f}, {report.n} utterances.
-- Labels: anger, disgust, fear, joy, neutral, sadness, surprise.
-- Limits: acted English television dialogue. Rare classes (fear, disgust) are mostly missed. Recognised words in place
-  of written ones cost accuracy. Do not decide about people with it.
-- Licences: weights by the telme-stream authors, Apache-2.0 as far as they can say so; those of the start are its own.
-"""
+    return (
+        f"--init {options.init.name}{teachers} --epochs {options.epochs:g}\n  --batch {options.batch}"
+        f" --lr {options.lr:g} --head-lr {options.head_lr:g} --seed {options.seed}"
+    )
 
 
 if __name__ == "__main__":

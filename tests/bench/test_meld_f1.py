@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -370,10 +371,7 @@ def test_a_full_gpu_and_an_interrupt_are_one_line(
     code: int,
     says: str,
 ) -> None:
-    def fail(*_: object) -> None:
-        raise failure
-
-    monkeypatch.setattr(TorchNetworks, "text", fail)
+    monkeypatch.setattr(TorchNetworks, "text", Mock(side_effect=failure))
     assert meld_f1.main(["--csv", str(shared.csv), "--bundle", str(shared.published)]) == code
     assert says in capsys.readouterr().err.splitlines()[-1]
 

@@ -14,6 +14,7 @@ from stream import link as link_module
 from stream.bus import Status
 from stream.link import Received, WorkerLink
 from stream.wire import Media, Utterance, make_report
+from tests.live import eventually
 from tests.stream.links import (
     DEADLINE_S,
     HELLO,
@@ -209,8 +210,7 @@ def test_guesses_and_heartbeats_are_not_kept_for_a_worker_that_is_away(
             capture.send(interim(seq, "so far"))
         capture.send(report(1))
         send(capture, 0)
-        while pending(tmp_path) == 0:  # until the link has taken all of it
-            time.sleep(0.01)
+        eventually(lambda: pending(tmp_path) == 1, "the link has taken all of it")
         with worker_at(address) as worker:
             found = [item.message for item in collect(worker, 4) if isinstance(item, Received)]
     assert [message for message in found if not isinstance(message, Utterance)] == [HELLO, report(0), report(1)]

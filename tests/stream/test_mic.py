@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from threading import Event
 from typing import TypeAlias
 
 import numpy as np
@@ -18,6 +17,7 @@ from stream.items import AudioBlock, Change, Pcm, Stalled
 from stream.mic import MicPatience, Microphone, Recording
 from stream.portaudio import Opened, Piece
 from telme.errors import MissingDependency, SourceError, TelmeStreamError
+from tests.stream.waits import Waits
 
 Given: TypeAlias = Opened | Piece | TelmeStreamError | None
 
@@ -230,18 +230,6 @@ def test_why_it_stays_away_is_told_when_that_changes(caplog: pytest.LogCaptureFi
         "microphone 'USB mic' is still away: another program holds it",
         "microphone 'USB mic' is back at 16000 Hz",
     ]
-
-
-class Waits(Event):
-    """In the place of the event that ends a microphone's waits: counts them and lets none take long."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked_s: list[float | None] = []
-
-    def wait(self, timeout: float | None = None) -> bool:
-        self.asked_s.append(timeout)
-        return self.is_set()
 
 
 def brief(at_s: int, length_s: float = 0.0) -> list[Given]:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -206,10 +207,7 @@ def test_a_full_gpu_and_an_interrupt_are_one_line(
     code: int,
     says: str,
 ) -> None:
-    def fail(*_: object) -> None:
-        raise failure
-
-    monkeypatch.setattr(compact, "read", fail)  # in the first step
+    monkeypatch.setattr(compact, "read", Mock(side_effect=failure))  # in the first step
     places = ["--data", str(folder / "data"), "--init", str(folder / "init"), "--out", str(folder / "out")]
     assert main(places) == code
     assert says in capsys.readouterr().err.splitlines()[-1]
