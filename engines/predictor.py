@@ -14,7 +14,7 @@ from engines.onednn import onednn_networks
 from engines.onnx import onnx_networks
 from engines.spec import Precision, RunSettings
 from engines.store import Store
-from engines.tensorrt import tensorrt_networks
+from engines.tensorrt import PlanNetworks, tensorrt_networks
 from telme.bundle import Bundle
 from telme.errors import TelmeStreamError, UsageError
 from telme.predictor import NetworkPredictor, Networks, TorchNetworks
@@ -90,6 +90,12 @@ class EnginePredictor(NetworkPredictor):
     def __init__(self, bundle: Bundle, ranked: list[Choice], run: RunSettings, store: Store) -> None:
         networks, self.choice = _first_that_runs(bundle, ranked, run, store)
         super().__init__(bundle, networks)
+        self._plans = networks if isinstance(networks, PlanNetworks) else None
+
+    def keep(self) -> None:
+        """Keep what the backend has compiled while it ran, so that the next start need not."""
+        if self._plans is not None:
+            self._plans.keep()
 
 
 def _first_that_runs(bundle: Bundle, ranked: list[Choice], run: RunSettings, store: Store) -> tuple[Networks, Choice]:

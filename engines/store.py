@@ -117,6 +117,29 @@ class Store:
             ) from error
         return folder
 
+    def replace(self, key: Mapping[str, str], build: Callable[[Path], None]) -> Path:
+        """The folder of an artifact, built now in the place of the one that is there.
+
+        Args:
+            key: Field -> value, all that the artifact depends on.
+            build: Writes the artifact's files into the folder that it is given.
+
+        Raises:
+            EngineError: The cache cannot be written; the one that was there may be gone, but no half one is left.
+        """
+        folder = self.root / _name(key)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with self._locked(folder.with_name(folder.name + _LOCK)):
+                _build(folder, key, build)
+        except OSError as error:
+            raise EngineError(
+                f"the engine cache {self.root} cannot be written: {error}",
+                "a folder of one's own with room",
+                _FREE_SPACE,
+            ) from error
+        return folder
+
     def has(self, key: Mapping[str, str]) -> bool:
         """Whether an artifact was made from this; `get_or_build` finds out whether it is still whole."""
         try:

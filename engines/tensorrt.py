@@ -1,4 +1,4 @@
-"""TensorRT plans on CUDA; the only file that touches TensorRT at run time.
+"""TensorRT plans on CUDA; beside `engines.kernels` the only file that touches TensorRT at run time.
 
 A plan runs where TensorRT says that it does: its own check of the plan's header is asked first and never overruled.
 Each captured shape has an execution context of its own, because a context's state belongs to what was captured; the
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from engines.build import Toolkit, build_tiny_plan, cached_plan, carried_plan, gpu_name, make_logger, toolkit
-from engines.cuda import CudaDevice, CudaNetworks, Device, Inputs, Outputs, Program, Sizes, Work, extent
+from engines.cuda import CudaDevice, CudaNetworks, Device, Inputs, Outputs, Sizes, Work, extent
+from engines.kernels import Kernels
 from engines.spec import BuildSettings, GraphSpec, Precision, Profile, RunSettings, default_profiles, graph_spec
 from engines.store import Store
 from telme.bundle import Bundle
@@ -51,6 +52,7 @@ class Plan:
 
     Attributes:
         file: The plan.
+        kernels: What is compiled when it runs.
 
     Raises:
         EngineError: It cannot run here, and why.
@@ -60,6 +62,7 @@ class Plan:
         self.tensorrt = tensorrt
         self.file = file
         self.log = make_logger(tensorrt.api)
+        self.kernels = Kernels(tensorrt, file, self.log)
         self._runtime = tensorrt.api.Runtime(self.log)
         try:
             content = file.read_bytes()  # whole: what happens to the cache later does not matter
@@ -105,6 +108,7 @@ class Plan:
         if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
             strategies = trt.DynamicShapesKernelSpecializationStrategy
             settings.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER if captured else strategies.LAZY
+        self.kernels.attach(settings)
         made = self.engine.create_execution_context(settings)
         if made is None:
             raise OutOfMemory(
@@ -164,7 +168,16 @@ class PlanProgram:
         """See Program."""
         context = self._plan.context(captured=sizes is not None)
         context.set_device_memory(self._scratch.data_ptr(), self._scratch.numel())
-        return partial(self._launch, context)
+        # In this order: the context is let go of before the plan, whose kernels it uses.
+        return partial(PlanProgram._launch, self, context)
+
+    def keep(self) -> None:
+        """Keep what has been compiled for the shapes so far.
+
+        Raises:
+            EngineError: It cannot be kept.
+        """
+        self._plan.kernels.keep()
 
     def _launch(self, context: Any, inputs: Inputs) -> Outputs:
         sizes = self._spec.sizes(inputs)
@@ -192,6 +205,33 @@ class PlanProgram:
         if any(words in said.lower() for words in _NO_ROOM):
             raise OutOfMemory(seen, "free GPU memory", "stop what else uses the GPU")
         raise PredictorError(seen, "an answer", "run telme-stream engines verify and report this")
+
+
+class PlanNetworks(CudaNetworks):
+    """A bundle's networks as plans, with what TensorRT compiles for them when they run.
+
+    Args:
+        bundle: Gives the interfaces.
+        plans: Its parts.
+        device: Where.
+        backend: What runs them.
+        graphs: Whether to capture CUDA graphs.
+    """
+
+    def __init__(
+        self, bundle: Bundle, plans: Mapping[Part, PlanProgram], device: Device, backend: str, graphs: bool
+    ) -> None:
+        super().__init__(bundle, plans, device, backend, graphs)
+        self._plans = list(plans.values())
+
+    def keep(self) -> None:
+        """Keep what has been compiled so far, for the next start; where that fails, say so once and do without."""
+        try:
+            for plan in self._plans:
+                plan.keep()
+        except EngineError as error:
+            self._plans = []
+            _log.warning("%s; the next start compiles for the GPU again; %s", error.seen, error.remedy)
 
 
 def bindings(spec: GraphSpec, inputs: Inputs, outputs: Iterable[Tensor]) -> list[tuple[str, Tensor]]:
@@ -237,7 +277,7 @@ def tensorrt_networks(
     run: RunSettings,
     store: Store,
     device: Device | None = None,
-) -> CudaNetworks:
+) -> PlanNetworks:
     """The networks as TensorRT plans, built now if the cache has none.
 
     Raises:
@@ -248,7 +288,7 @@ def tensorrt_networks(
     where = CudaDevice() if device is None else device
     tensorrt = toolkit()
     check_runs_here(tensorrt)
-    programs: dict[Part, Program] = {}
+    programs: dict[Part, PlanProgram] = {}
     for part in bundle.config.parts:
         spec = graph_spec(bundle.config, part)
         settings = BuildSettings(precision, default_profiles(spec))
@@ -256,4 +296,4 @@ def tensorrt_networks(
         if plan is None:
             plan = Plan(tensorrt, cached_plan(store, tensorrt, bundle, part, settings))
         programs[part] = PlanProgram(plan, spec, settings.profiles, where)
-    return CudaNetworks(bundle, programs, where, f"{tensorrt.name}-{precision}", run.cuda_graphs)
+    return PlanNetworks(bundle, programs, where, f"{tensorrt.name}-{precision}", run.cuda_graphs)

@@ -40,11 +40,19 @@ UNCHANGED = "the pictures are those of the utterance before; what was made of th
 
 @dataclass(frozen=True)
 class Model:
-    """A bundle made ready: turns -> features -> probabilities."""
+    """A bundle made ready: turns -> features -> probabilities.
+
+    Attributes:
+        maker: Turns, sound and pictures -> features.
+        predictor: Features -> probabilities.
+        max_turns: Of a dialogue.
+        keep: Called at the end: keeps what the backend compiled for shapes that came, for the next start.
+    """
 
     maker: FeatureMaker
     predictor: Predictor
     max_turns: int
+    keep: Callable[[], None] = lambda: None
 
 
 def load_model(settings: WorkerConfig, preparing: Callable[[], None] = lambda: None) -> Model:
@@ -70,7 +78,8 @@ def load_model(settings: WorkerConfig, preparing: Callable[[], None] = lambda: N
     silence = np.zeros(CAPTURE_RATE_HZ, dtype=np.int16)
     darkness = np.zeros((FRAMES, 224, 224, 3), dtype=np.uint8)
     predictor.predict([maker.make(maker.window([Turn("warm", "up")]), silence, darkness)])
-    return Model(maker, predictor, bundle.config.max_turns)
+    predictor.keep()  # now too: a worker that is killed has no end
+    return Model(maker, predictor, bundle.config.max_turns, predictor.keep)
 
 
 @dataclass(frozen=True, eq=False)

@@ -65,6 +65,7 @@ def run(config: Config, folder: Path, control: Control) -> None:
             worker.step()
             worker.heartbeat("stopped")
         store.mark_published(store.last_seq)  # the sockets have lingered
+    model.keep()
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -103,8 +102,9 @@ class _NothingOfTheHost(TorchFunctionMode):
 class FakeContext:
     """An execution context that reads and writes the addresses it is given, by running a torch module."""
 
-    def __init__(self, engine: FakeEngine) -> None:
+    def __init__(self, engine: FakeEngine, kernels: FakeRuntimeCache | None) -> None:
         self._engine = engine
+        self._kernels = FakeRuntimeCache() if kernels is None else kernels
         self.active_optimization_profile = 0
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
@@ -140,6 +140,10 @@ class FakeContext:
         assert stream > 0
         assert self._memory
         spec = self._engine.spec
+        needed = f"{spec.part} {sorted(self._shapes.items())}"
+        if needed not in self._kernels.names:
+            self._engine.compiled.append(needed)
+            self._kernels.names.append(needed)
         inputs = [
             _at(self._addresses[tensor.name], self._shapes[tensor.name], getattr(torch, tensor.dtype))
             for tensor in spec.inputs
@@ -151,8 +155,50 @@ class FakeContext:
         return True
 
 
+class FakeRuntimeCache:
+    """Names of kernels, one a shape.
+
+    Attributes:
+        names: What has been compiled or read.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def serialize(self) -> bytes:
+        return "\n".join(self.names).encode()
+
+    def deserialize(self, blob: bytes) -> bool:
+        self.names += blob.decode().splitlines()
+        return True
+
+
+class FakeRuntimeConfig:
+    """Settings of a context, as TensorRT-RTX has them; `kernels` is what its context will use."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self._engine = engine
+        self.dynamic_shapes_kernel_specialization_strategy: Any = None
+        self.kernels: FakeRuntimeCache | None = None
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self._engine.strategies.append(strategy)
+
+    def create_runtime_cache(self) -> FakeRuntimeCache:
+        return FakeRuntimeCache()
+
+    def set_runtime_cache(self, cache: FakeRuntimeCache) -> bool:
+        self.kernels = cache
+        return True
+
+
 class FakeEngine:
-    """A plan's engine that is a torch module."""
+    """A plan's engine that is a torch module.
+
+    Attributes:
+        compiled: The kernels that were compiled when it ran.
+        settings: What makes a context's settings.
+    """
 
     device_memory_size_v2 = 4096
 
@@ -160,19 +206,21 @@ class FakeEngine:
         self.spec, self.profiles, self.module = spec, profiles, module
         self.profiles_set: list[int] = []
         self.strategies: list[str] = []
+        self.compiled: list[str] = []
+        self.settings: Callable[[FakeEngine], Any] = FakeRuntimeConfig
         self.refusal = ""
         self.no_context = False
         self.log: Callable[[str], None] = lambda message: None
 
     def create_runtime_config(self) -> Any:
-        return SimpleNamespace(set_execution_context_allocation_strategy=self.strategies.append)
+        return self.settings(self)
 
     def create_execution_context(self, settings: Any) -> FakeContext | None:
         if self.no_context:
             self.log("Requested amount of GPU memory could not be allocated: out of memory")
             return None
         self.strategies.append(settings.dynamic_shapes_kernel_specialization_strategy)
-        return FakeContext(self)
+        return FakeContext(self, getattr(settings, "kernels", None))
 
 
 def _at(address: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

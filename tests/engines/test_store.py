@@ -294,6 +294,33 @@ def test_an_artifact_is_found_without_building_one(tmp_path: Path, caplog: pytes
     assert "plan is damaged" in caplog.text
 
 
+def test_a_replaced_artifact_is_whole_and_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path / "cache")
+    folder = store.replace(KEY, writes("first"))
+    assert store.replace(KEY, writes("second")) == folder
+    assert (folder / "plan").read_text() == "second"
+    assert store.find(KEY) == folder
+    assert left(store.root) == [folder.name]
+
+
+def test_an_artifact_that_cannot_be_replaced_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    folder = store.replace(KEY, writes("first"))
+
+    def fills(folder: Path) -> None:
+        (folder / "plan").symlink_to("/dev/full")
+        (folder / "plan").write_text("a plan")
+
+    with pytest.raises(EngineError, match=r"cannot be written: .*No space left.*XDG_CACHE_HOME"):
+        store.replace(KEY, fills)
+    lock_nothing(errno.EROFS, monkeypatch)
+    with pytest.raises(EngineError, match=r"cannot be written: .*Read-only"):
+        store.replace(KEY, writes("third"))
+    assert store.find(KEY) == folder
+    assert left(tmp_path) == [folder.name]
+    assert (folder / "plan").read_text() == "first"
+
+
 def test_a_cache_that_goes_away_in_mid_build_says_so(tmp_path: Path) -> None:
     root = tmp_path / "cache"
 

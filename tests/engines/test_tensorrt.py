@@ -24,7 +24,7 @@ from telme.config import Part
 from telme.errors import EngineError, OutOfMemory, PredictorError
 from telme.predictor import TorchNetworks
 from tests.bundles import make_full_bundle, make_tiny_bundle
-from tests.engines.fake_cuda import FakeContext, FakeDevice, FakeEngine
+from tests.engines.fake_cuda import FakeContext, FakeDevice, FakeEngine, FakeRuntimeCache, FakeRuntimeConfig
 from tests.engines.test_build import SETTINGS, SPEC, write_graph
 
 PARTS: tuple[Part, ...] = ("text", "audio", "video", "fusion")
@@ -268,13 +268,16 @@ def test_without_a_gpu_nothing_is_built(bundle: Bundle, tmp_path: Path) -> None:
 
 
 def test_the_fakes_have_nothing_that_the_real_ones_lack() -> None:
-    real = {FakeContext: tensorrt_rtx.IExecutionContext, FakeEngine: tensorrt_rtx.ICudaEngine}
+    real = {
+        FakeContext: tensorrt_rtx.IExecutionContext,
+        FakeEngine: tensorrt_rtx.ICudaEngine,
+        FakeRuntimeCache: tensorrt_rtx.IRuntimeCache,
+        FakeRuntimeConfig: tensorrt_rtx.IRuntimeConfig,
+    }
     for fake, interface in real.items():
         names = {name for name in vars(fake) if not name.startswith("_")}
         assert names <= set(dir(interface))
-    config = tensorrt_rtx.IRuntimeConfig
-    assert hasattr(config, "set_execution_context_allocation_strategy")
-    assert hasattr(config, "dynamic_shapes_kernel_specialization_strategy")
+    assert hasattr(tensorrt_rtx.IRuntimeConfig, "dynamic_shapes_kernel_specialization_strategy")
     assert {"get_engine_validity", "engine_header_size", "deserialize_cuda_engine"} <= set(dir(tensorrt_rtx.Runtime))
 
 

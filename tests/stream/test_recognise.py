@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from torch import Tensor
 
+from engines.predictor import EnginePredictor
 from stream import bus, recognise
 from stream.config import WorkerConfig
 from stream.journal import StoredTurn
 from stream.recognise import UNCHANGED, Model, Recognizer, Said, load_model
 from telme.bundle import Bundle, load_bundle
 from telme.errors import FeatureError, OutOfMemory
-from telme.features import FeatureMaker
-from telme.predictor import NetworkPredictor, TorchNetworks
+from telme.features import FeatureMaker, Features
+from telme.predictor import NetworkPredictor, Prediction, TorchNetworks
 from tests.bundles import make_full_bundle
 from tests.stream.workers import utterance
 
@@ -136,3 +138,21 @@ def test_the_backend_that_is_asked_for_answers(tmp_path: Path, backend: str) -> 
     assert model.predictor.backend.startswith(backend)
     answer = emotion([*Recognizer(model, lambda *_: []).recognise([said(FIRST)])])
     assert answer.backend == model.predictor.backend
+
+
+def test_what_the_first_answer_compiled_is_kept_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a worker that is killed; and what came later when it ends."""
+    done: list[str] = []
+    predict = EnginePredictor.predict
+
+    def noted(self: EnginePredictor, batch: Sequence[Features]) -> list[Prediction]:
+        done.append("answered")
+        return predict(self, batch)
+
+    monkeypatch.setattr(EnginePredictor, "predict", noted)
+    monkeypatch.setattr(EnginePredictor, "keep", lambda self: done.append("kept"))
+    folder = make_full_bundle(tmp_path / "bundle", ("audio", "video", "fusion"))
+    model = load_model(WorkerConfig(str(folder), threads=1, backend="torch"))
+    assert done == ["answered", "kept"]
+    model.keep()
+    assert done == ["answered", "kept", "kept"]

@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 
 from stream import bus, wire
+from stream.config import load_config
 from stream.control import Word, say
+from stream.recognise import Model
+from stream.worker import run
 from telme.dialogue import SPEAKER_TOKENS
+from telme.features import FeatureMaker
 from telme.labels import MELD
-from tests.bundles import tiny_tokenizer
-from tests.stream.workers import ABSENT, DEADLINE_MS, SESSION, Bench, Lines, interim, utterance
+from tests.bundles import tiny_config, tiny_tokenizer
+from tests.stream.workers import ABSENT, DEADLINE_MS, SESSION, Bench, FakePredictor, Lines, interim, utterance
 
 
 @pytest.fixture
@@ -238,6 +242,18 @@ def test_a_stop_with_nothing_left_to_say_waits_for_nobody(tmp_path: Path, monkey
     second.worker.take_over(lines.child)
     second.subscribe()
     second.close()
+
+
+def test_what_was_compiled_is_kept_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[str] = []
+    lines, tokenizer = Lines(), tiny_tokenizer()
+    maker = FeatureMaker(tokenizer, tiny_config(len(tokenizer)))
+    model = Model(maker, FakePredictor(), 24, keep=lambda: kept.append("kept"))
+    monkeypatch.setattr("stream.worker.load_model", lambda settings, preparing: model)
+    addresses = {"utterances": f"ipc://{tmp_path}/u", "events": f"ipc://{tmp_path}/e"}
+    say(lines.supervisor, Word("stop", {}))
+    run(load_config(None, {}, {"link": addresses}), tmp_path, lines.child)
+    assert kept == ["kept"]
 
 
 def test_a_new_dialogue_begins_without_context_and_says_its_number(bench: Bench) -> None:

@@ -1,0 +1,287 @@
+"""What is compiled when a plan runs is kept, with fakes at TensorRT-RTX's own interface and a real store."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import engines.build
+import engines.kernels
+import engines.predictor
+import engines.store
+import engines.tensorrt
+from engines.export import example_inputs, part_module
+from engines.kernels import driver_version
+from engines.predictor import EnginePredictor, choices
+from engines.spec import RunSettings, default_profiles, graph_spec
+from engines.store import Store
+from engines.tensorrt import PlanNetworks, tensorrt_networks
+from telme.bundle import Bundle, load_bundle
+from tests.bundles import make_tiny_bundle
+from tests.engines.fake_cuda import FakeDevice, FakeEngine, FakeRuntimeCache, FakeRuntimeConfig
+from tests.engines.test_tensorrt import fake_toolkit
+
+GPU, DRIVER = "NVIDIA L4 8.9", "12080"
+
+
+class Machine:
+    """A machine with a fake GPU and the cache of plans of a bundle of one part.
+
+    Attributes:
+        root: The cache.
+    """
+
+    def __init__(self, root: Path, bundle: Bundle, patch: pytest.MonkeyPatch) -> None:
+        self.root = root
+        self._bundle = bundle
+        self._patch = patch
+        patch.setattr(engines.build, "export_graph", lambda *given: Path())
+        patch.setattr(engines.build, "build_plan", lambda *given: given[4].write_bytes(b"a plan"))
+        patch.setattr(engines.tensorrt, "check_runs_here", lambda found: None)
+        self.has(GPU, DRIVER)
+
+    def has(self, gpu: str, driver: str) -> None:
+        for module in (engines.build, engines.kernels):
+            self._patch.setattr(module, "gpu_name", lambda: gpu)
+        self._patch.setattr(engines.kernels, "driver_version", lambda: driver)
+
+    def start(self, settings: Callable[[FakeEngine], Any] = FakeRuntimeConfig) -> tuple[PlanNetworks, FakeEngine]:
+        """The networks made ready, and the engine of the only one."""
+        spec = graph_spec(self._bundle.config, "text")
+        engine = FakeEngine(spec, default_profiles(spec), part_module(self._bundle, "text", "fp32"))
+        engine.settings = settings
+        tensorrt = fake_toolkit(engine)
+        self._patch.setattr(engines.tensorrt, "toolkit", lambda: tensorrt)
+        run, store = RunSettings(), Store(self.root)
+        return tensorrt_networks(self._bundle, "fp32", run, store, device=FakeDevice()), engine
+
+    def kept(self) -> list[Path]:
+        return sorted(self.root.glob("*/kernels/*/kernels.bin"))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return load_bundle(str(make_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")))
+
+
+@pytest.fixture
+def machine(tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(tmp_path / "cache", bundle, monkeypatch)
+
+
+def ask(networks: PlanNetworks, bundle: Bundle, rows: int) -> torch.Tensor:
+    return networks.text(*example_inputs(graph_spec(bundle.config, "text"), rows, 5).values()).logits
+
+
+def test_what_one_start_compiled_the_next_need_not(
+    machine: Machine, bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    networks, engine = machine.start()
+    assert engine.compiled
+    assert machine.kept() == []
+    networks.keep()
+    again, warm = machine.start()
+    assert warm.compiled == []
+    assert ask(again, bundle, 1).equal(ask(networks, bundle, 1))
+    assert caplog.text == ""
+
+
+def test_shapes_that_come_later_are_kept_too_and_nothing_is_written_twice(machine: Machine, bundle: Bundle) -> None:
+    networks, _ = machine.start()
+    networks.keep()
+    (file,) = machine.kept()
+    written = file.stat().st_ino
+    networks.keep()
+    assert file.stat().st_ino == written
+    ask(networks, bundle, 4)
+    networks.keep()
+    assert machine.kept() == [file]
+    again, engine = machine.start()
+    ask(again, bundle, 4)
+    assert engine.compiled == []
+    again.keep()
+    ask(again, bundle, 8)
+    assert len(engine.compiled) == 1
+
+
+def test_a_predictor_keeps_what_its_plans_compiled_and_others_nothing(
+    machine: Machine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks, _ = machine.start()
+    monkeypatch.setattr(engines.predictor, "tensorrt_networks", lambda *given: networks)
+    for choice in choices("torch", "fp32") + choices("tensorrt", "fp32"):
+        assert machine.kept() == []
+        EnginePredictor(bundle, [choice], RunSettings(), Store(machine.root)).keep()
+    assert len(machine.kept()) == 1
+
+
+def damage(machine: Machine) -> None:
+    (file,) = machine.kept()
+    file.write_bytes(b"damage" + file.read_bytes()[6:])
+
+
+def lose_the_manifest(machine: Machine) -> None:
+    (file,) = machine.kept()
+    file.with_name("manifest.json").unlink()
+
+
+def update_the_driver(machine: Machine) -> None:
+    machine.has(GPU, "13000")
+
+
+@pytest.mark.parametrize(
+    ("happen", "said"),
+    [
+        (damage, "kernels.bin is damaged, sha256"),
+        (lose_the_manifest, "manifest.json"),
+        (update_the_driver, "has driver '12080' instead of '13000'"),
+    ],
+)
+def test_what_does_not_hold_is_named_once_and_thrown_away(
+    machine: Machine, caplog: pytest.LogCaptureFixture, happen: Callable[[Machine], None], said: str
+) -> None:
+    networks, cold = machine.start()
+    networks.keep()
+    happen(machine)
+    networks, engine = machine.start()
+    assert engine.compiled == cold.compiled
+    assert machine.kept() == []
+    networks.keep()
+    assert len(machine.kept()) == 1
+    assert machine.start()[1].compiled == []
+    (warning,) = caplog.messages
+    assert said in warning
+    assert "thrown away and compiled anew" in warning
+
+
+def test_that_of_another_gpu_stays(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
+    for gpu in (GPU, "NVIDIA A10 8.6"):
+        machine.has(gpu, DRIVER)
+        machine.start()[0].keep()
+    assert len(machine.kept()) == 2
+    machine.has(GPU, DRIVER)
+    assert machine.start()[1].compiled == []
+    assert caplog.text == ""
+
+
+def test_a_plan_that_is_built_anew_begins_without(machine: Machine) -> None:
+    machine.start()[0].keep()
+    (file,) = machine.kept()
+    (file.parents[2] / "engine.plan").write_bytes(b"a plam")
+    assert machine.start()[1].compiled
+    assert machine.kept() == []
+
+
+class Settings(FakeRuntimeConfig):
+    """Of a context, with a cache of a certain kind."""
+
+    def __init__(self, engine: FakeEngine, kind: type[FakeRuntimeCache]) -> None:
+        super().__init__(engine)
+        self._kind = kind
+
+    def create_runtime_cache(self) -> FakeRuntimeCache:
+        return self._kind()
+
+
+class Refusing(FakeRuntimeCache):
+    def deserialize(self, blob: bytes) -> bool:
+        return False
+
+
+def test_tensorrts_own_check_is_the_last_word(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
+    machine.start()[0].keep()
+    networks, engine = machine.start(lambda engine: Settings(engine, Refusing))
+    assert engine.compiled
+    assert machine.kept() == []
+    networks.keep()
+    assert machine.start()[1].compiled == []
+    (warning,) = caplog.messages
+    assert warning.startswith("tensorrt-rtx refuses ")
+
+
+class NoCache(FakeRuntimeConfig):
+    def create_runtime_cache(self) -> FakeRuntimeCache:
+        return None  # type: ignore[return-value]  # as its bindings do where there is no object
+
+
+class Unmade(FakeRuntimeConfig):
+    def create_runtime_cache(self) -> FakeRuntimeCache:
+        raise RuntimeError("no context is current")
+
+
+class Unset(FakeRuntimeConfig):
+    def set_runtime_cache(self, cache: FakeRuntimeCache) -> bool:
+        return False
+
+
+class NothingGiven(FakeRuntimeCache):
+    def serialize(self) -> bytes:
+        return None  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [NoCache, Unmade, Unset, lambda engine: Settings(engine, NothingGiven)],
+    ids=["none", "raises", "unset", "no-bytes"],
+)
+def test_what_fails_costs_time_and_one_warning(
+    machine: Machine, bundle: Bundle, caplog: pytest.LogCaptureFixture, settings: Callable[[FakeEngine], Any]
+) -> None:
+    expected = ask(machine.start()[0], bundle, 3)
+    networks, engine = machine.start(settings)
+    networks.keep()
+    assert ask(networks, bundle, 3).equal(expected)
+    networks.keep()
+    assert engine.compiled
+    assert machine.kept() == []
+    assert len(caplog.messages) == 1
+
+
+def test_a_cache_that_cannot_be_written_costs_one_warning(
+    machine: Machine, bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    networks, _ = machine.start()
+    (folder,) = Store(machine.root).folders()
+    (folder / "kernels").write_text("a file where a folder should be")
+    networks.keep()
+    ask(networks, bundle, 2)
+    networks.keep()
+    (warning,) = caplog.messages
+    assert "cannot be written" in warning
+    assert "the next start compiles for the GPU again" in warning
+
+
+def test_tensorrt_which_compiles_nothing_then_keeps_nothing(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
+    networks, _ = machine.start(
+        lambda engine: SimpleNamespace(set_execution_context_allocation_strategy=engine.strategies.append)
+    )
+    networks.keep()
+    (folder,) = Store(machine.root).folders()
+    assert sorted(path.name for path in folder.iterdir()) == ["engine.plan", "manifest.json"]
+    assert caplog.text == ""
+
+
+def test_what_lies_beside_a_plan_is_no_fault_of_it(machine: Machine) -> None:
+    machine.start()[0].keep()
+    (folder,) = Store(machine.root).folders()
+    assert engines.store.verify(folder).files.keys() == {"engine.plan"}
+
+
+def test_the_driver_is_asked_for_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(place: Any) -> None:
+        place._obj.value = 13000
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(cuDriverGetVersion=answer))
+    assert driver_version() == "13000"
+
+    def missing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    assert driver_version() == ""
