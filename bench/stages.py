@@ -22,16 +22,22 @@ PERCENTILES = (50, 95, 99)
 Answer = TypeVar("Answer")
 
 
+def networks_overlap() -> bool:
+    """Whether networks run beside one another, as on a GPU: to time each of them would then change the total."""
+    return torch.cuda.is_available()
+
+
 class TimedNetworks:
-    """Networks that note how long each call took; on a GPU each is waited for, so they no longer overlap.
+    """Networks that note how long each call took; where they overlap each is waited for, so they no longer do.
 
     Attributes:
+        networks: Those that are timed.
         times_ms: Of each network, one number a call.
         tokens: Of each prompt.
     """
 
     def __init__(self, networks: Networks) -> None:
-        self._networks = networks
+        self.networks = networks
         self.backend = networks.backend
         self.most_rows = networks.most_rows
         self.times_ms: dict[Part, list[float]] = defaultdict(list)
@@ -40,27 +46,34 @@ class TimedNetworks:
     def text(self, ids: Tensor, mask: Tensor) -> EncoderOutput:
         """See telme.predictor.Networks."""
         self.tokens.append(ids.shape[1])
-        return self._timed("text", lambda: self._networks.text(ids, mask))
+        return self._timed("text", lambda: self.networks.text(ids, mask))
 
     def audio(self, values: Tensor) -> Tensor:
         """See telme.predictor.Networks."""
-        return self._timed("audio", lambda: self._networks.audio(values))
+        return self._timed("audio", lambda: self.networks.audio(values))
 
     def video(self, pixels: Tensor) -> Tensor:
         """See telme.predictor.Networks."""
-        return self._timed("video", lambda: self._networks.video(pixels))
+        return self._timed("video", lambda: self.networks.video(pixels))
 
     def fusion(self, text: Tensor, audio: Tensor, video: Tensor, present: Tensor) -> Tensor:
         """See telme.predictor.Networks."""
-        return self._timed("fusion", lambda: self._networks.fusion(text, audio, video, present))
+        return self._timed("fusion", lambda: self.networks.fusion(text, audio, video, present))
 
     def _timed(self, part: Part, call: Callable[[], Answer]) -> Answer:
         started_ns = time.perf_counter_ns()
         answer = call()
-        if torch.cuda.is_available():
+        if networks_overlap():
             torch.cuda.synchronize()
         self.times_ms[part].append((time.perf_counter_ns() - started_ns) / 1e6)
         return answer
+
+
+def how_timed() -> str:
+    """How the networks' times were taken, beside those in total."""
+    if networks_overlap():
+        return "in a pass of their own, which waits for each; in the total's they overlap, so that it may be less"
+    return "in the total's own pass, one after another"
 
 
 def time_alone(predictors: Mapping[str, Predictor], given: Sequence[Features]) -> dict[str, list[float]]:
@@ -97,3 +110,4 @@ def print_rows(rows: Mapping[str, Any], floor: Mapping[str, Mapping[str, Mapping
         if "batch" in row:
             batch = row["batch"]
             print(f"{name:<12}batch of {batch['size']}: {batch['per_s']} utterances/s, {batch['ms_each']} ms each")
+    print(f"networks timed {how_timed()}")

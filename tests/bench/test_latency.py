@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import bench.latency
+import bench.stages
 import engines.onednn
-from bench.latency import main
+from bench.latency import main, time_backends
 from bench.stages import TimedNetworks, print_rows
+from telme.bundle import load_bundle
 from telme.models import EncoderOutput
-from tests.bundles import make_tiny_bundle
+from telme.predictor import TorchNetworks
+from tests.bundles import make_full_bundle, make_tiny_bundle
 
 
 class _Networks:
@@ -73,9 +78,35 @@ def test_all_networks_are_timed_against_torch_eager(capsys: pytest.CaptureFixtur
         assert row["batch"]["size"] == 2
         assert row["batch"]["per_s"] > 0
     assert report["worker"]["torch-fp32"]["times_faster"] == 1
+    assert report["networks_timed"] == "in the total's own pass, one after another"
     parts = report["floor"]["fp32"]
     assert parts["total"]["flops"] == sum(parts[part]["flops"] for part in ("text", "audio", "video"))
     assert 0 < parts["text"]["bytes"] < parts["total"]["bytes"]
+
+
+def test_where_networks_overlap_the_total_waits_for_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a GPU; a batch neither."""
+    done: list[str] = []
+    time_alone = bench.stages.time_alone
+
+    def noted(*given: Any) -> dict[str, list[float]]:
+        done.append("pass")
+        return time_alone(*given)
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append("wait"))
+    monkeypatch.setattr(bench.latency, "time_alone", noted)
+    for module in (bench.latency, bench.stages):
+        monkeypatch.setattr(module, "networks_overlap", lambda: True)
+    bundle = load_bundle(str(make_full_bundle(tmp_path / "bundle")))
+    networks = {"torch-fp32": TimedNetworks(TorchNetworks(bundle.model))}
+    rows = time_backends(networks, bundle, Namespace(full_size="small", runs=3, batch=2))
+    assert done == ["pass", *["wait"] * 3 * 4, "pass"]
+    assert (rows["torch-fp32"]["n"], rows["torch-fp32"]["batch"]["size"]) == (3, 2)
+    assert list(rows["torch-fp32"]["stages"]) == ["text", "video", "audio", "fusion"]
+    print_rows({}, {})
+    assert "networks timed in a pass of their own" in capsys.readouterr().out
 
 
 def test_prompts_have_the_length_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
