@@ -31,6 +31,8 @@ from telme.errors import EngineError
 from telme.processor import knows_bfloat16
 
 BACKEND = "torch-cpu-bf16"
+# The part that runs as it is, without a graph.
+AS_IT_IS: Part = "audio"
 # Part of every cache key: raise it when a change here changes what is kept. Laying out is not kept.
 _REVISION = "1"
 _FILE = "graph.pt2"
@@ -51,13 +53,22 @@ def onednn_networks(bundle: Bundle, store: Store) -> GraphNetworks:
     Raises:
         EngineError: The processor knows no bfloat16, or a graph cannot be exported, stored or loaded.
     """
-    if not knows_bfloat16():
-        raise EngineError("torch in bf16 on a processor without it", "AVX-512", "run with --precision fp32")
+    need_bfloat16()
     runs = {
-        part: _called(part_module(bundle, part, "bf16")) if part == "audio" else _run(cached_flat(bundle, part, store))
+        part: _called(part_module(bundle, part, "bf16")) if part == AS_IT_IS else _run(cached_flat(bundle, part, store))
         for part in bundle.config.parts
     }
     return GraphNetworks(BACKEND, MOST_BATCH, bundle.config, runs)
+
+
+def need_bfloat16() -> None:
+    """Check that torch has bfloat16 for this processor.
+
+    Raises:
+        EngineError: It has not.
+    """
+    if not knows_bfloat16():
+        raise EngineError("torch in bf16 on a processor without it", "AVX-512", "run with --precision fp32")
 
 
 def cached_flat(bundle: Bundle, part: Part, store: Store) -> Path:

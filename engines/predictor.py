@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 
-from engines.build import installed
+from engines.build import Progress, cached_plan, installed, toolkit
 from engines.cuda import torch_networks
-from engines.onednn import onednn_networks
-from engines.onnx import onnx_networks
-from engines.spec import Precision, RunSettings
+from engines.onednn import AS_IT_IS, cached_flat, need_bfloat16, onednn_networks
+from engines.onnx import cached_graph, onnx_networks
+from engines.spec import BuildSettings, Precision, RunSettings, default_profiles, graph_spec
 from engines.store import Store
-from engines.tensorrt import PlanNetworks, tensorrt_networks
+from engines.tensorrt import PlanNetworks, load_carried, tensorrt_networks
 from telme.bundle import Bundle
+from telme.config import Part
 from telme.errors import TelmeStreamError, UsageError
 from telme.predictor import NetworkPredictor, Networks, TorchNetworks
 from telme.processor import multiplies_bfloat16
@@ -122,10 +124,59 @@ def networks_of(bundle: Bundle, choice: Choice, run: RunSettings, store: Store) 
         case "tensorrt":
             return tensorrt_networks(bundle, choice.precision, run, store)
         case "torch":
+            if _is_flat(choice.precision):
+                return onednn_networks(bundle, store)
             if choice.precision == "fp32":
                 return TorchNetworks(bundle.model)
-            if torch.cuda.is_available():
-                return torch_networks(bundle, choice.precision, run)
-            if choice.precision == "bf16":
-                return onednn_networks(bundle, store)
-            raise UsageError(f"torch in {choice.precision} on the CPU", "fp32 or bf16", "use --backend onnx for int8")
+            return torch_networks(bundle, choice.precision, run)
+
+
+def built_ahead(
+    bundle: Bundle, part: Part, choice: Choice, store: Store, progress: Progress = lambda share: None
+) -> Path | None:
+    """The folder of what a backend needs of one part, from the cache or built now.
+
+    Args:
+        bundle: The networks.
+        part: Which.
+        choice: The backend and precision.
+        store: The cache.
+        progress: Called with the share of a compilation that is done.
+
+    Returns:
+        None where torch runs the weights as they are.
+
+    Raises:
+        UsageError: The backend has no such precision here.
+        MissingDependency: A package that it needs is not installed.
+        EngineError: It cannot be built or stored, or could not run on this processor.
+    """
+    match choice.backend:
+        case "onnx":
+            return cached_graph(bundle, part, choice.precision, store).parent
+        case "tensorrt":
+            settings = BuildSettings(choice.precision, default_profiles(graph_spec(bundle.config, part)))
+            tensorrt = toolkit()
+            carried = load_carried(store, tensorrt, bundle, part, settings)
+            if carried is not None:
+                return carried.file.parent
+            return cached_plan(store, tensorrt, bundle, part, settings, progress).parent
+        case "torch":
+            if not _is_flat(choice.precision) or part == AS_IT_IS:
+                return None
+            need_bfloat16()
+            return cached_flat(bundle, part, store).parent
+
+
+def _is_flat(precision: Precision) -> bool:
+    """Whether torch runs graphs made for it, as on the CPU in bfloat16, and not the weights as they are.
+
+    Raises:
+        UsageError: torch has no such precision here.
+    """
+    gpu = torch.cuda.is_available()
+    known: tuple[Precision, ...] = ("fp32", "fp16", "bf16") if gpu else ("fp32", "bf16")
+    if precision not in known:
+        place = "a GPU" if gpu else "the CPU"
+        raise UsageError(f"torch in {precision} on {place}", " or ".join(known), "use --backend onnx for int8")
+    return precision == "bf16" and not gpu

@@ -12,20 +12,17 @@ import typer
 
 from stream.machine import stop_telemetry
 from stream.models_cli import need_torch
-from telme.errors import EngineError, MissingDependency, UsageError
+from telme.errors import EngineError, MissingDependency, TelmeStreamError
 
 if TYPE_CHECKING:
-    from engines.build import Progress
     from engines.predictor import Choice
     from engines.store import Manifest, Store
     from telme.bundle import Bundle
-    from telme.config import Part
 
 app = typer.Typer(
     help="Engines: compile the networks of a bundle, list and verify what is cached.", rich_markup_mode=None
 )
 
-_BACKENDS = ("tensorrt", "onnx")
 _STEPS = 1000
 
 
@@ -35,20 +32,39 @@ def build(
         str, typer.Option("--bundle", help="TelME model: compact, a folder or a hub id.")
     ] = "compact",
     precision: Annotated[str, typer.Option("--precision", help="fp32, fp16, bf16, int8, or what is best.")] = "auto",
-    backend: Annotated[str, typer.Option("--backend", help=" or ".join(_BACKENDS))] = "tensorrt",
+    backend: Annotated[
+        str, typer.Option("--backend", help="tensorrt, onnx, torch, or auto: what the worker would choose here.")
+    ] = "tensorrt",
 ) -> None:
     """Compile the networks of a bundle ahead of time; those that are cached and whole are left as they are."""
-    if backend not in _BACKENDS:
-        raise UsageError(f"--backend {backend}", " or ".join(_BACKENDS), "choose one of them")
     need_torch()
     stop_telemetry()
+    from engines.build import toolkit
     from engines.predictor import choices
-    from engines.store import Store, default_root, read_manifest
+    from engines.store import Store, default_root
+    from engines.tensorrt import check_runs_here
     from telme.bundle import open_bundle
 
     store = Store(default_root())
-    (choice,) = choices(backend, precision)
+    ranked = choices(backend, precision)
     bundle = open_bundle(bundle_name)
+    for choice in ranked:
+        try:
+            if choice.backend == "tensorrt" and len(ranked) > 1:
+                check_runs_here(toolkit())  # the worker would take another one
+            _build_parts(store, choice, bundle)
+            break
+        except TelmeStreamError as error:
+            if choice == ranked[-1]:
+                raise
+            typer.echo(f"{choice.name} cannot run here: {error}", err=True)
+
+
+def _build_parts(store: Store, choice: Choice, bundle: Bundle) -> None:
+    from engines.predictor import built_ahead
+    from engines.store import read_manifest
+
+    as_they_are = []
     for part in bundle.config.parts:
         started_s = time.monotonic()
         with typer.progressbar(
@@ -61,8 +77,13 @@ def build(
                 steps, shown = int(share * _STEPS) - shown, int(share * _STEPS)
                 bar.update(steps)
 
-            folder = _built(store, choice, bundle, part, show)
-        typer.echo(f"{_line(read_manifest(folder))}, ready in {time.monotonic() - started_s:.1f} s")
+            folder = built_ahead(bundle, part, choice, store, show)
+        if folder is None:
+            as_they_are.append(part)
+        else:
+            typer.echo(f"{_line(read_manifest(folder))}, ready in {time.monotonic() - started_s:.1f} s")
+    if as_they_are:
+        typer.echo(f"nothing to build for {', '.join(as_they_are)}: {choice.name} runs the weights as they are")
 
 
 @app.command("list")
@@ -119,21 +140,6 @@ def prune() -> None:
         if why := _why_useless(folder):
             store.remove(folder)
             typer.echo(f"removed {folder}: {why}")
-
-
-def _built(store: Store, choice: Choice, bundle: Bundle, part: Part, progress: Progress) -> Path:
-    from engines.build import cached_plan, toolkit
-    from engines.onnx import cached_graph
-    from engines.spec import BuildSettings, default_profiles, graph_spec
-    from engines.tensorrt import load_carried
-
-    if choice.backend == "onnx":
-        return cached_graph(bundle, part, choice.precision, store).parent
-    settings = BuildSettings(choice.precision, default_profiles(graph_spec(bundle.config, part)))
-    tensorrt = toolkit()
-    carried = load_carried(store, tensorrt, bundle, part, settings)
-    file = cached_plan(store, tensorrt, bundle, part, settings, progress) if carried is None else carried.file
-    return file.parent
 
 
 def _line(manifest: Manifest) -> str:

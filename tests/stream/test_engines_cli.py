@@ -17,15 +17,18 @@ import torch
 
 import engines.build
 import engines.export
+import engines.onednn
 import engines.onnx
+import engines.predictor
 import engines.tensorrt
 from telme.errors import MissingDependency
-from tests.bundles import make_tiny_bundle
+from tests.bundles import make_full_bundle, make_tiny_bundle
 from tests.commands import ANY_PORT, EXAMPLES, run_here, running
 from tests.live import eventually
 
 DEADLINE_S = 150
 run = partial(run_here, "engines")
+needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="tells what is said without a GPU")
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +123,60 @@ def test_graphs_for_the_processor_lie_beside_them(
     assert capsys.readouterr().out.endswith("; this machine has version 99.0\n")
 
 
+@needs_no_gpu
+def test_torch_runs_the_weights_as_they_are(bundle: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("build", "--bundle", str(bundle), "--backend", "torch") == 0
+    assert capsys.readouterr().out == "nothing to build for text: torch-fp32 runs the weights as they are\n"
+    assert not cache.exists()
+
+
+@needs_no_gpu
+def test_torch_in_bfloat16_on_the_processor_has_graphs(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_full_bundle(tmp_path / "full", ["video"])
+    given = ("build", "--bundle", str(bundle), "--backend", "torch", "--precision", "bf16")
+    monkeypatch.setattr(engines.onednn, "knows_bfloat16", lambda: False)
+    assert run(*given) == 1
+    assert "error: torch in bf16 on a processor without it; expected AVX-512" in capsys.readouterr().err
+    assert not cache.exists()
+    monkeypatch.setattr(engines.onednn, "knows_bfloat16", lambda: True)  # to export takes no such processor
+    assert run(*given) == 0
+    text, fusion, audio = capsys.readouterr().out.splitlines()
+    assert re.match(r"text +bf16 +torch-cpu-bf16 .* for the processor, weights", text)
+    assert re.match(r"fusion +fp32 +torch-cpu-bf16 .* for the processor, weights", fusion)
+    assert audio == "nothing to build for audio: torch-bf16 runs the weights as they are"
+
+
+@needs_no_gpu
+def test_auto_builds_what_the_worker_would_choose(
+    bundle: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("build", "--bundle", str(bundle), "--backend", "auto")
+    monkeypatch.setattr(engines.predictor, "multiplies_bfloat16", lambda: False)
+    assert run(*given) == 0
+    assert re.match(r"text +fp32 +onnx 1\..* for the processor", capsys.readouterr().out)
+    monkeypatch.setattr(engines.predictor, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(engines.onednn, "knows_bfloat16", lambda: True)
+    assert run(*given) == 0
+    assert re.match(r"text +bf16 +torch-cpu-bf16 .* for the processor", capsys.readouterr().out)
+
+
+@needs_no_gpu
+def test_auto_compiles_no_plan_that_does_not_run_here(
+    bundle: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch sees a GPU, and TensorRT-RTX says that there is none: the worker takes torch."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert run("build", "--bundle", str(bundle), "--backend", "auto") == 0
+    said = capsys.readouterr()
+    assert said.err.startswith("tensorrt-fp16 cannot run here: tensorrt-rtx 1.")
+    assert said.err.count("\n") == 1
+    assert said.out == "nothing to build for text: torch-fp16 runs the weights as they are\n"
+    assert not cache.exists()
+
+
 def test_what_no_version_here_would_take_is_pruned(
     bundle: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,7 +254,8 @@ def test_an_empty_cache_says_what_fills_it(cache: Path, capsys: pytest.CaptureFi
     ("arguments", "code", "said"),
     [
         (("--precision", "fp9"), 2, "backend 'tensorrt' in 'fp9'; expected one of auto"),
-        (("--backend", "magic"), 2, "--backend magic; expected tensorrt or onnx"),
+        (("--backend", "magic"), 2, "backend 'magic' in 'auto'; expected one of auto, tensorrt, onnx, torch in"),
+        (("--backend", "torch", "--precision", "int8"), 2, "torch in int8 on the CPU; expected fp32 or bf16"),
         (("--precision", "int8"), 1, "text in int8"),
         (("--backend", "onnx", "--precision", "bf16"), 2, "precision bf16 on ONNX Runtime; expected one of fp32, int8"),
         (("--bundle", "nowhere"), 1, "no bundle 'nowhere'"),
@@ -213,7 +271,7 @@ def test_what_cannot_be_built_is_one_line(
     assert error.count("\n") == 1
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="tells what is said without a GPU")
+@needs_no_gpu
 def test_without_a_gpu_the_program_ends_with_one_line(tmp_path: Path) -> None:
     """And before it compiles anything."""
     given = ("--input", str(EXAMPLES / "conversation.mp4"), "--fast", "--backend", "tensorrt")
