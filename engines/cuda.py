@@ -1,9 +1,8 @@
 """Networks on a CUDA device: what TensorRT and torch share there, and torch's own.
 
 Each network has a lane: a stream of its own, so that the encoders run beside one another, pinned and device buffers
-made beforehand, and the work of each shape captured once as a CUDA graph and replayed. Shapes are few because rows are
-rounded up to 1, 2, 4, 8 or 16 and prompts to steps of 64 tokens, padded at the left, where the mask hides it. A sound's
-length is an open set (the student has no mask that would hide padding), so its work is launched kernel by kernel.
+made beforehand, and the work of each shape (`engines.shapes`) captured once as a CUDA graph and replayed. Where shapes
+are an open set, the work is launched kernel by kernel.
 
 Shapes: B utterances, T tokens, S samples, F video frames, D = 768 feature, C classes.
 """
@@ -20,20 +19,17 @@ from torch import Tensor, nn
 
 from engines.export import part_module, sdpa_timesformer
 from engines.networks import GraphNetworks
-from engines.spec import GraphSpec, Precision, Profile, RunSettings, TensorSpec, graph_spec
+from engines.shapes import BATCHES, OPEN, Sizes, bucket, common_shapes, corner, extent
+from engines.spec import GraphSpec, Precision, RunSettings, graph_spec
 from telme.bundle import Bundle
 from telme.config import Part
 from telme.errors import EngineError, PredictorError
 from telme.memory import lacks_memory, memory_needed
 
-BATCHES = (1, 2, 4, 8, 16)
-TOKENS_STEP = 64
-_OPEN = "samples"
 _DTYPES = {"int64": torch.int64, "float32": torch.float32, "bool": torch.bool}
 
 _log = logging.getLogger(__name__)
 
-Sizes = Mapping[str, int]
 Inputs = Mapping[str, Tensor]
 Outputs = Sequence[Tensor]
 # Launches a network on the current stream: device tensors in, device tensors out.
@@ -145,36 +141,6 @@ def need_gpu() -> None:
         raise EngineError(f"torch {torch.__version__} sees no CUDA device", "a GPU and its driver", remedy)
 
 
-def bucket(sizes: Sizes, limits: Profile) -> dict[str, int]:
-    """The shape that a network is run at for inputs of these sizes, each at least as large."""
-    rounded = dict(sizes)
-    rounded["batch"] = next((rows for rows in BATCHES if rows >= sizes["batch"]), sizes["batch"])
-    if "tokens" in sizes:
-        rounded["tokens"] = min(-(-sizes["tokens"] // TOKENS_STEP) * TOKENS_STEP, limits["tokens"].most)
-    return rounded
-
-
-def common_shapes(limits: Profile) -> list[dict[str, int]]:
-    """The shapes of one utterance alone, made ready before the first comes; none where they are an open set."""
-    if _OPEN in limits:
-        return []
-    if "tokens" not in limits:
-        return [{"batch": 1}]
-    most = limits["tokens"].most
-    return [{"batch": 1, "tokens": min(tokens, most)} for tokens in range(TOKENS_STEP, most + TOKENS_STEP, TOKENS_STEP)]
-
-
-def corner(tensor: TensorSpec, sizes: Sizes) -> tuple[slice, ...]:
-    """Where an input of these sizes lies in a larger buffer: its rows first, its tokens last."""
-    places = {"batch": slice(0, sizes["batch"]), "tokens": slice(-sizes.get("tokens", 1), None)}
-    return tuple(places[name] if isinstance(name, str) else slice(None) for name in tensor.shape)
-
-
-def extent(tensor: TensorSpec, sizes: Sizes) -> tuple[int, ...]:
-    """A tensor's shape at these sizes."""
-    return tuple(sizes[name] if isinstance(name, str) else name for name in tensor.shape)
-
-
 class Lane:
     """One network on a stream of its own.
 
@@ -194,7 +160,7 @@ class Lane:
         self.device = device
         self.stream = device.stream()
         self.pool = device.pool()
-        self._captures = graphs and _OPEN not in spec.limits
+        self._captures = graphs and OPEN not in spec.limits
         self._slots: dict[tuple[int, ...], _Slot] = {}
         self._any_shape = None if self._captures else program.work(None)
 

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from engines.build import Toolkit, build_tiny_plan, cached_plan, carried_plan, gpu_name, make_logger, toolkit
-from engines.cuda import CudaDevice, CudaNetworks, Device, Inputs, Outputs, Sizes, Work, extent
+from engines.cuda import CudaDevice, CudaNetworks, Device, Inputs, Outputs, Work
 from engines.kernels import Kernels
+from engines.shapes import Sizes, extent
 from engines.spec import BuildSettings, GraphSpec, Precision, Profile, RunSettings, default_profiles, graph_spec
 from engines.store import Store
 from telme.bundle import Bundle

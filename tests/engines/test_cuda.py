@@ -13,24 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import engines.cuda
-from engines.cuda import (
-    BATCHES,
-    CudaDevice,
-    CudaNetworks,
-    Inputs,
-    Lane,
-    Outputs,
-    Sizes,
-    TorchProgram,
-    Work,
-    bucket,
-    common_shapes,
-    corner,
-    extent,
-    need_gpu,
-    torch_networks,
-)
+from engines.cuda import CudaDevice, CudaNetworks, Inputs, Lane, Outputs, TorchProgram, Work, need_gpu, torch_networks
 from engines.export import example_inputs, part_module
+from engines.shapes import BATCHES, Sizes, bucket, common_shapes, corner, extent
 from engines.spec import GraphSpec, Range, RunSettings, TensorSpec, graph_spec
 from telme.bundle import Bundle, load_bundle
 from telme.errors import EngineError, OutOfMemory, PredictorError
