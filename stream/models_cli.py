@@ -98,7 +98,7 @@ def list_(
 
 @app.command()
 def show(name: NameArgument) -> None:
-    """Show what is in a bundle: labels, mode, parts, digests, card."""
+    """Show what is in a bundle: labels, mode, parts and how they were trained, digests, card."""
     need_torch()
     from telme.shelf import facts
 
@@ -123,6 +123,8 @@ def _made(folder: Path) -> None:
 
 
 def _described(facts: Facts) -> str:
+    from telme.record import told
+
     config = facts.config
     mode = {key: value for key, value in asdict(config.input_mode).items() if key != "name"}
     parts = [
@@ -138,6 +140,8 @@ def _described(facts: Facts) -> str:
             *(f"  {key} = {value}" for key, value in mode.items()),
             "parts",
             *parts,
+            "training",
+            *(f"  {line}" for line in told(config.parts, facts.record)),
             "digests  (SHA-256, as recorded)" if facts.sums else "digests  none recorded",
             *(f"  {digest}  {file}" for file, digest in facts.sums.items()),
             "",

@@ -12,6 +12,8 @@ import signal
 import subprocess
 import sys
 import weakref
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,8 @@ from telme.features import FeatureMaker
 from telme.fitting import fit_temperature
 from telme.modeling import TelmeModel
 from telme.predictor import TorchNetworks, TorchPredictor
-from telme.recipes import RECIPES, differences, flat, recipe_named
+from telme.recipes import NETWORKS, RECIPES, Network, differences, flat, recipe_named
+from telme.record import RECORD_FILE, read_record
 from telme.train import _parser, _recipe, main
 from tests.bundles import tiny_tokenizer
 from tests.miniature import make_iemocap, make_meld
@@ -135,10 +138,59 @@ def test_the_last_bundle_answers_live_from_all_three(trained: Path) -> None:
 def test_one_student_after_the_other(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "one"
     shutil.copytree(trained / "out" / "teacher" / "bundle", out / "teacher" / "bundle")
-    for student, parts in (("audio", ("text", "audio")), ("video", ("text", "audio", "video"))):
-        train(trained, "students", "meld", str(out), "--only", student, "--max-steps", "1")
-        assert load_bundle(str(out / "students" / "bundle")).config.parts == parts
-    train(trained, "students", "meld", str(out), "--only", "audio", "--max-steps", "1", "--resume")
+    (out / "teacher" / "bundle" / RECORD_FILE).unlink()  # as a bundle that was made before there was one
+    students = out / "students" / "bundle"
+    for seed, student, parts in ((3, "audio", ("text", "audio")), (4, "video", ("text", "audio", "video"))):
+        train(trained, "students", "meld", str(out), "--only", student, "--max-steps", "1", "--seed", str(seed))
+        assert load_bundle(str(students)).config.parts == parts
+    record = read_record(students)
+    assert {part: (entry.seed, entry.init) for part, entry in record.items()} == {
+        "audio": (3, str(trained / "audio")),
+        "video": (4, str(trained / "video")),
+    }
+    card = (students / CARD_FILE).read_text(encoding="utf-8").splitlines()
+    assert "- text: not recorded how it was trained" in card
+    assert {f"- audio: {record['audio']}", f"- video: {record['video']}"} <= set(card)
+    train(trained, "students", "meld", str(out), "--only", "audio", "--max-steps", "1", "--seed", "3", "--resume")
+
+
+def test_a_card_tells_of_each_network_what_it_was_trained_with(trained: Path, tmp_path: Path) -> None:
+    """A stage's own recipe says nothing of the networks that it takes over."""
+    start = trained / "out" / "students" / "bundle"
+    flags = ["--from", str(start), "--seed", "5", "--max-steps", "2", "--lr", "3e-4"]
+    train(trained, "fusion", "meld", str(tmp_path / "out"), *flags)
+    bundle = tmp_path / "out" / "fusion" / "bundle"
+    record = read_record(bundle)
+    before = read_record(start)
+    assert set(before) == {"text", "audio", "video"}
+    assert record == {**before, "fusion": record["fusion"]}
+    kept = record["text"]
+    assert (kept.stage, kept.dataset, kept.recipe, kept.seed) == ("teacher", "meld", "clean", 42)
+    assert (kept.init, kept.how.epochs, kept.how.lr, kept.how.head_lr) == (str(trained / "text"), 12, 2e-3, 5e-3)
+    told = metrics(trained / "out" / "teacher")
+    assert (kept.steps, kept.best_step) == (told["steps"], told["best_step"])
+    assert kept.dev_weighted_f1 == told["dev"]["weighted_f1"]
+    added = record["fusion"]
+    assert (added.stage, added.init, added.seed, added.steps, added.how.lr) == ("fusion", None, 5, 2, 3e-4)
+    card = (bundle / CARD_FILE).read_text(encoding="utf-8").splitlines()
+    assert [line for line in card if line.startswith(("- text:", "- audio:", "- video:", "- fusion:"))][:4] == [
+        f"- {part}: {entry}" for part, entry in record.items()
+    ]
+    assert f"- text_init: {trained / 'text'} (published roberta-large): asked for" in card
+    assert "- teacher.lr: 0.002 (published 1e-06): asked for" in card
+    assert "- fusion.lr: 0.0003 (published 1e-05): asked for" in card
+
+
+def test_a_damaged_record_ends_a_stage_before_it_trains(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for stage, before in (("students", "teacher"), ("fusion", "students")):
+        start = tmp_path / before
+        shutil.copytree(trained / "out" / before / "bundle", start)
+        (start / RECORD_FILE).write_text('{"text": {"stage": "teacher"}}', encoding="utf-8")
+        assert main(arguments(trained, stage, "meld", str(tmp_path / "out"), "--from", str(start))) == 1
+        assert f"{RECORD_FILE}: Object missing required field" in capsys.readouterr().err.splitlines()[-1]
+        assert not list((tmp_path / "out" / stage).rglob("run.json"))
 
 
 def test_the_teachers_figure_is_that_of_its_bundle(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -259,6 +311,7 @@ def test_students_that_take_a_fusions_place_do_not_keep_its_temperature(trained:
     kept = load_file(out / "teacher-dev.safetensors")
     truth = [row.label for row in read_split(trained / "meld", "dev")]
     assert config.fusion is None
+    assert set(read_record(out / "bundle")) == {"text", "audio", "video"}
     assert config.calibration_temperature == fit_temperature(kept["logits"].numpy(), truth)
     assert config.calibration_temperature != load_bundle(str(start)).config.calibration_temperature
 
@@ -354,6 +407,32 @@ def test_what_a_run_changes_is_said_before_it_begins(
         line.startswith("teacher.schedule_counts: steps (published samples): the schedule counts") for line in said
     )
     assert not any(line.startswith(("audio.", "video.", "fusion.")) for line in said)
+
+
+def test_a_difference_is_told_of_the_networks_that_it_concerns() -> None:
+    recipe = replace(
+        recipe_named("clean", "meld"),
+        **{name: "another" for name in ("text_init", "audio_init", "video_init")},  # type: ignore[arg-type]
+        audio_mask_frames=5,
+        max_prompt_tokens=96,
+        distillation=replace(recipe_named("clean", "meld").distillation, temperature=1.0),
+        fusion_settings=replace(recipe_named("clean", "meld").fusion_settings, heads=1),
+    )
+
+    def names(networks: Collection[Network]) -> set[str]:
+        return {line.partition(":")[0] for line in differences(recipe, "meld", networks)}
+
+    of = {network: names([network]) for network in NETWORKS}
+    assert of["teacher"] - {"mode"} == {
+        *("teacher.schedule_counts", "teacher.precision", "text_init", "max_prompt_tokens", "max_turns"),
+    }
+    assert "mode" in set.intersection(*of.values())
+    assert {"audio_init", "audio_mask_frames"} <= of["audio"] - of["video"]
+    assert "video_init" in of["video"] - of["audio"]
+    assert {"distillation.temperature"} == of["audio"] & of["video"] - {"mode"}
+    assert "fusion_settings.heads" in of["fusion"]
+    assert set.union(*of.values()) == names(NETWORKS)
+    assert len(names(NETWORKS)) > 15
 
 
 @pytest.mark.parametrize("dataset", ["meld", "iemocap"])
