@@ -60,7 +60,7 @@ def test_show_describes_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[s
         "F16",
         *sums,
         "# A toy for tests",
-        "training\n  text: not recorded how it was trained\n  audio: not recorded",
+        "training none recorded\n",
     ):
         assert part in shown
 
@@ -83,6 +83,7 @@ def test_show_tells_how_each_network_was_trained(tmp_path: Path, capsys: pytest.
     (folder / RECORD_FILE).write_bytes(encoded({"audio": training}))
     assert run("show", str(folder)) == 0
     assert (
+        "training\n  text: not recorded how it was trained\n"
         "  audio: stage students on meld, recipe clean, seed 7, from someone/else; step 90 of 120 taken (2.5 epochs"
         " planned), batch 16, learning rate 3e-05, heads 0.0001, float16; weighted F1 45.68 on dev\n"
         "  video: not recorded how it was trained\n"
