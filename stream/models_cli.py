@@ -37,6 +37,13 @@ def import_(
             "from the hub, or left out with --tokenizer.",
         ),
     ] = None,
+    left_pad_ms: Annotated[
+        int | None,
+        typer.Option(
+            "--left-pad-ms",
+            help="Silence before every utterance's sound, as found on dev with bench/meld_f1.py; default: none.",
+        ),
+    ] = None,
 ) -> None:
     """Turn the authors' four .bin files into a bundle."""
     need_torch()
@@ -48,6 +55,7 @@ def import_(
         out.expanduser(),
         tokenizer and tokenizer.expanduser(),
         processors and processors.expanduser(),
+        left_pad_ms=left_pad_ms,
     )
     _made(out)
 

@@ -54,6 +54,7 @@ def import_published(
     tokenizer_folder: Path | None = None,
     processors_folder: Path | None = None,
     backbones: Backbones = PUBLISHED_BACKBONES,
+    left_pad_ms: int | None = None,
 ) -> None:
     """Make a bundle in published mode.
 
@@ -66,6 +67,7 @@ def import_published(
         processors_folder: Holds the folders of the students' processors, named as their repositories; None fetches
             them from the hub, if the tokenizer comes from there too, and otherwise leaves them out.
         backbones: Other ones than the published, for tests at toy size.
+        left_pad_ms: `TelmeConfig.audio_left_pad_ms` of the bundle.
 
     Raises:
         UsageError: The data set is unknown, or `out` is taken.
@@ -79,6 +81,7 @@ def import_published(
     if source.is_file() and not _may_be_archive(source):
         raise BundleError(f"{source} is no archive", SOURCE, f"give {SOURCE}")
     config = published_config(dataset, backbones)
+    config.audio_left_pad_ms = left_pad_ms
     with torch.device("meta"):
         model = TelmeModel(config)
     tokenizer = published_tokenizer(tokenizer_folder, config)

@@ -19,7 +19,7 @@ from telme.errors import BundleError, TelmeStreamError, UsageError
 from telme.features import FeatureMaker
 from telme.importer import import_published, published_tokenizer
 from telme.modes import CLEAN, PUBLISHED_MELD
-from telme.predictor import TorchPredictor
+from telme.predictor import TorchNetworks, TorchPredictor
 from telme.published import PARTS, published_names
 from telme.shelf import verify
 from telme.tokens import prompt_for_tokenizer
@@ -50,6 +50,26 @@ def test_an_imported_bundle_answers_from_text_alone_and_says_so(shelf: Shelf, tm
     maker = FeatureMaker(bundle.tokenizer, bundle.config)
     (prediction,) = TorchPredictor(bundle).predict([maker.make(maker.window([Turn("a", "it's me")]))])
     assert prediction.unused == {"audio": "not given", "video": "not given"}
+
+
+@torch.inference_mode()
+def test_a_left_pad_is_kept_and_heard(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the live worker's predictor, in the rate of the mode."""
+    source, out = shelf.authors["meld"], tmp_path / "bundle"
+    import_published(source, "meld", out, shelf.tokenizer, backbones=shelf.backbones, left_pad_ms=200)
+    bundle = load_bundle(str(out))
+    assert bundle.config.audio_left_pad_ms == 200
+    maker, predictor = FeatureMaker(bundle.tokenizer, bundle.config), TorchPredictor(bundle)
+    heard: list[Tensor] = []
+    usual = TorchNetworks.audio
+    monkeypatch.setattr(TorchNetworks, "audio", lambda own, sound: heard.append(sound) or usual(own, sound))  # type: ignore[func-returns-value]
+    noise = torch.rand(16_000, generator=torch.Generator().manual_seed(1)).numpy()
+    predictor.predict([maker.make(maker.window([Turn("a", "it's me")]), noise)])
+    assert [sound.shape for sound in heard] == [(1, 4_410 + 22_050)]
+    assert not heard[0][:, :4_410].any()
+    with pytest.raises(BundleError, match="audio_left_pad_ms 99999"):
+        import_published(source, "meld", tmp_path / "no", shelf.tokenizer, backbones=shelf.backbones, left_pad_ms=99999)
+    assert not (tmp_path / "no").exists()
 
 
 def test_an_archive_gives_what_its_folder_gives(shelf: Shelf, tmp_path: Path) -> None:
