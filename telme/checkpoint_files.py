@@ -70,7 +70,10 @@ def four_files(source: Path, dataset: str, model: TelmeModel, staging: Path) -> 
             chosen = search.chosen(list(members), archive.unpacked)
             paths = archive.unpacked(chosen.values())
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise BundleError(f"{source} cannot be unpacked: {error}", SOURCE, "fetch it again") from error
+        # A damaged gzip is an OSError too, without a number.
+        is_damaged = getattr(error, "errno", None) is None
+        expected, remedy = (SOURCE, "fetch it again") if is_damaged else ("room beside --out", "free some space")
+        raise BundleError(f"{source} cannot be unpacked: {error}", expected, remedy) from error
     return {part: CheckpointFile(name, paths[name]) for part, name in chosen.items()}
 
 

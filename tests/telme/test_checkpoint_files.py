@@ -151,6 +151,18 @@ def test_a_damaged_file_in_an_archive_is_named(shelf: Shelf, authors: Path, tmp_
     refused(shelf, tmp_path / "TelME.tar.gz", tmp_path, f"TelME/{name} is damaged in")
 
 
+def test_a_disk_that_is_full_is_not_taken_for_a_damaged_archive(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack(shelf.authors["meld"], tmp_path / "TelME.tar.gz")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    refused(shelf, tmp_path / "TelME.tar.gz", tmp_path, "cannot be unpacked: .*No space left.*; free some space")
+
+
 def test_a_stranger_in_an_archive_cannot_write_outside(shelf: Shelf, authors: Path, tmp_path: Path) -> None:
     content = (authors / "teacher.bin").read_bytes()
     archive = archive_with(tmp_path / "evil.tar", authors, tarfile.TarInfo("../escaped.bin"), content)
