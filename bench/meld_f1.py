@@ -90,6 +90,9 @@ def _parser() -> argparse.ArgumentParser:
         "--modalities", type=_modalities, help="for instance text,audio (default: text; with --clips, all)"
     )
     parser.add_argument("--protocol", choices=["streaming", "published"], default="streaming")
+    parser.add_argument(
+        "--left-pad-ms", type=int, help="zeros before each sound, in either protocol (default: the bundle's)"
+    )
     parser.add_argument("--text", choices=["gold", "asr"], default="gold", help="whose words")
     parser.add_argument("--asr-model", default="offline", help="Whisper: offline, a folder, name or hub id")
     parser.add_argument("--backend", choices=BACKENDS, default="torch", help="what runs the networks (default: torch)")
@@ -124,8 +127,9 @@ def evaluate(options: argparse.Namespace) -> Run:
         TranscriptionError: The recognizer cannot be had.
         PredictorError: The networks failed, or the GPU has no room for them.
     """
-    bundle = open_bundle(options.bundle)
-    modalities = _step(options, bundle)
+    opened = open_bundle(options.bundle)
+    modalities = _step(options, opened)
+    bundle = _padded(opened, options.left_pad_ms)
     rows = read_rows(options.csv, DATASETS[bundle.config.dataset])
     folder, sources = options.cache, []
     if options.clips is not None:
@@ -136,7 +140,7 @@ def evaluate(options: argparse.Namespace) -> Run:
         words = _Words(rows, Transcripts(folder, AsrConfig(model=options.asr_model)).of(sources, options.json))
     choice = choices(options.backend, options.precision)[0]
     networks = networks_of(bundle, choice, RunSettings(), Store(default_root()))
-    cache = OutputCache(folder, bundle, f"{networks.backend} {choice.precision}")
+    cache = OutputCache(folder, opened, f"{networks.backend} {choice.precision}")
     reader = _Reader(bundle, Ladder(bundle, networks, options.protocol), cache)
     clips = _clips(reader.maker, folder, sources, modalities, options.workers)
     try:
@@ -157,8 +161,16 @@ def evaluate(options: argparse.Namespace) -> Run:
         left_out=left_out,
         clips=clips.said if clips is not None else "",
         wer=words.error_rate(),
+        left_pad_ms=bundle.config.audio_left_pad_ms if "audio" in modalities else None,
         report=_scored(rows, answers, left_out, bundle.config.label_set),
     )
+
+
+def _padded(bundle: Bundle, left_pad_ms: int | None) -> Bundle:
+    if left_pad_ms is None:
+        return bundle
+    config = TelmeConfig.from_dict({**bundle.config.to_dict(), "audio_left_pad_ms": left_pad_ms})
+    return replace(bundle, config=config)
 
 
 def _sources(rows: Sequence[Row], options: argparse.Namespace, bundle: Bundle) -> list[ClipSource]:
@@ -193,6 +205,8 @@ def _step(options: argparse.Namespace, bundle: Bundle) -> frozenset[Modality]:
     fused = "fusion" in bundle.config.parts and options.clips is not None
     modalities: frozenset[Modality] = options.modalities or (there if fused else frozenset({"text"}))
     check_step(modalities, bundle)
+    if options.left_pad_ms is not None and "audio" not in modalities:
+        raise UsageError("--left-pad-ms in a step without audio", "audio among --modalities", "leave --left-pad-ms out")
     if options.text == "asr" and "text" not in modalities:
         raise UsageError("--text asr in a step without text", "text among --modalities", "leave --text out")
     if options.clips is None and (options.text == "asr" or modalities != {"text"}):
@@ -314,6 +328,7 @@ class _Reader:
         }
         if name == "audio":
             inputs["padded to its group"] = self._ladder.pads_sound_to_group
+            inputs["left pad"] = self._bundle.config.audio_left_pad_ms
             return self._cache.outputs(
                 inputs, lambda: self._ladder.audio(places, lambda place: _sound(clips.media(place)))
             )

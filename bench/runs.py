@@ -30,6 +30,7 @@ class Run:
             Places that are missing were left out.
         left_out: Why -> how many.
         clips: What the clips hold, in a line; empty without any.
+        left_pad_ms: Zeros before each sound, where the bundle or the run has set them; None without audio.
         wer: Word error rate of recognized text, or None.
     """
 
@@ -42,6 +43,7 @@ class Run:
     left_out: Mapping[str, int]
     clips: str
     wer: float | None
+    left_pad_ms: int | None
     report: Report
 
     def tables(self, places: Sequence[int]) -> NDArray[np.int64]:
@@ -81,6 +83,7 @@ def summary(run: Run, settings: Mapping[str, str], against: Path | None) -> dict
         "modalities": ",".join(run.modalities),
         "model": run.model_id,
         "backend": run.backend,
+        **({} if run.left_pad_ms is None else {"left_pad_ms": run.left_pad_ms}),
         "n": report.n,
         "no_answer": sum(given is None for given in run.answers.values()),
         "left_out": run.left_out,

@@ -37,6 +37,13 @@ def import_(
             "from the hub, or left out with --tokenizer.",
         ),
     ] = None,
+    left_pad_ms: Annotated[
+        int | None,
+        typer.Option(
+            "--left-pad-ms",
+            help="Silence before every utterance's sound, as found on dev with bench/meld_f1.py; default: none.",
+        ),
+    ] = None,
 ) -> None:
     """Turn the authors' four .bin files into a bundle."""
     need_torch()
@@ -48,6 +55,7 @@ def import_(
         out.expanduser(),
         tokenizer and tokenizer.expanduser(),
         processors and processors.expanduser(),
+        left_pad_ms=left_pad_ms,
     )
     _made(out)
 
@@ -98,7 +106,7 @@ def list_(
 
 @app.command()
 def show(name: NameArgument) -> None:
-    """Show what is in a bundle: labels, mode, parts, digests, card."""
+    """Show what is in a bundle: labels, mode, parts and how they were trained, digests, card."""
     need_torch()
     from telme.shelf import facts
 
@@ -123,6 +131,8 @@ def _made(folder: Path) -> None:
 
 
 def _described(facts: Facts) -> str:
+    from telme.record import told
+
     config = facts.config
     mode = {key: value for key, value in asdict(config.input_mode).items() if key != "name"}
     parts = [
@@ -138,6 +148,8 @@ def _described(facts: Facts) -> str:
             *(f"  {key} = {value}" for key, value in mode.items()),
             "parts",
             *parts,
+            "training" if facts.record else "training none recorded",
+            *(f"  {line}" for line in told(config.parts, facts.record) if facts.record),
             "digests  (SHA-256, as recorded)" if facts.sums else "digests  none recorded",
             *(f"  {digest}  {file}" for file, digest in facts.sums.items()),
             "",

@@ -3,6 +3,7 @@
 config.json            TelmeConfig
 text.safetensors       the text teacher (float16 or float32), and likewise audio, video and fusion where there are
 tokenizer.json, tokenizer_config.json
+training.json          what each network was trained with, where that is recorded (telme.record)
 README.md              the model card: data, licences, figures, limits
 SHA256SUMS             digests of the files above but for the card, as `sha256sum --check` reads them
 """
@@ -29,6 +30,7 @@ from telme.config import Part, TelmeConfig
 from telme.errors import BundleError
 from telme.modeling import CONFIG_FILE, PART_FILES, TelmeModel, model_folder, read_config, write_part
 from telme.models import TextTeacher
+from telme.record import RECORD_FILE, Record, encoded
 
 TEXT_FILE = PART_FILES["text"]
 TOKENIZER_FILE = "tokenizer.json"
@@ -190,9 +192,9 @@ def save_bundle(
     tokenizer: PreTrainedTokenizerBase,
     card: str,
     others: Mapping[Part, nn.Module] = MappingProxyType({}),
-    dtype: torch.dtype = torch.float16,
+    record: Record = MappingProxyType({}),
 ) -> None:
-    """Write a bundle.
+    """Write a bundle, its weights in float16.
 
     Args:
         folder: Where; made if need be.
@@ -201,7 +203,7 @@ def save_bundle(
         tokenizer: Its tokenizer, with the speaker tokens.
         card: Text of the model card.
         others: The students and the fusion, where there are.
-        dtype: Type of the weights on disk.
+        record: How the networks were trained, as far as that is known.
 
     Raises:
         BundleError: The parts are not those of the configuration, or the folder cannot be written.
@@ -212,7 +214,7 @@ def save_bundle(
             f"the parts {', '.join(networks)}", f"those of the configuration: {', '.join(config.parts)}", "mend either"
         )
     weights = ((part, networks[part].state_dict()) for part in config.parts)
-    write_bundle(folder, config, weights, tokenizer, card, dtype)
+    write_bundle(folder, config, weights, tokenizer, card, torch.float16, record)
 
 
 def write_bundle(
@@ -222,6 +224,7 @@ def write_bundle(
     tokenizer: PreTrainedTokenizerBase,
     card: str,
     dtype: torch.dtype,
+    record: Record = MappingProxyType({}),
 ) -> None:
     """Write a bundle from parameters by name, one part at a time.
 
@@ -238,6 +241,7 @@ def write_bundle(
             config.save_pretrained(beside)
             tokenizer.save_pretrained(beside)
             (beside / CARD_FILE).write_text(card, encoding="utf-8")
+            (beside / RECORD_FILE).write_bytes(encoded(record))
             for path in beside.iterdir():
                 path.replace(folder / path.name)
             lines = [f"{digest}  {name}\n" for name, digest in digests(folder).items()]

@@ -1,13 +1,12 @@
-"""The model card of a bundle that was trained here: data, figures, limits, licences."""
+"""Model cards of bundles that were trained here: data, figures, limits, licences."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from telme.datasets import Dataset
+from telme.config import TelmeConfig
 from telme.evaluate import Report
-from telme.modes import mode_named
-from telme.recipes import Recipe, differences
+from telme.record import Record, told
 
 _LICENCES = {
     "meld": "declare-lab/MELD; annotations GPL-3.0, the clips are copyrighted television",
@@ -19,15 +18,14 @@ _LIMITS = {
 }
 
 
-def model_card(data: Dataset, recipe: Recipe, stage: str, reports: Mapping[str, Report], seed: int) -> str:
+def model_card(config: TelmeConfig, stage: str, reports: Mapping[str, Report], record: Record) -> str:
     """The bundle's README.
 
     Args:
-        data: What it was trained on.
-        recipe: How.
+        config: Of the bundle.
         stage: The last stage.
         reports: Network trained in that stage -> its scores on dev.
-        seed: Of the run.
+        record: How the networks were trained, in that stage and before, as far as that is known.
     """
     figures = "\n".join(
         f"- {name}: weighted F1 {report.weighted_f1:.2f}"
@@ -35,28 +33,35 @@ def model_card(data: Dataset, recipe: Recipe, stage: str, reports: Mapping[str, 
         f" expected calibration error {report.calibration_error:.3f}, {report.n} utterances"
         for name, report in reports.items()
     )
-    is_grouped = stage != "teacher" and mode_named(recipe.mode).fusion_across_batch
+    is_grouped = stage != "teacher" and config.input_mode.fusion_across_batch
     protocol = "published protocol: groups of rows in the file's order" if is_grouped else "streaming protocol"
-    changed = "\n".join(f"- {line}" for line in differences(recipe, data.name)) or "- nothing"
+    trained = "\n".join(f"- {line}" for line in told(config.parts, record))
+    # What concerns several networks is the same for all: their mode and data set are the bundle's.
+    lines = dict.fromkeys(line for training in record.values() for line in training.changes)
+    changed = "\n".join(f"- {line}" for line in lines) or "- nothing"
+    data = config.dataset
     return f"""# TelME, stage `{stage}`
 
-TelME (Yun et al., NAACL 2024, arXiv 2401.12987), trained with `python -m telme.train {stage} --recipe {recipe.name}
---seed {seed}`. Encoders: {recipe.text_init}, {recipe.audio_init}, {recipe.video_init}, as far as they are in it.
+TelME (Yun et al., NAACL 2024, arXiv 2401.12987), trained with `python -m telme.train`.
 
-Data: {data.name}'s training split ({_LICENCES[data.name]}). The epoch, and the temperature, were chosen on the dev
+Data of this stage: {data}'s training split ({_LICENCES[data]}). The epoch, and the temperature, were chosen on the dev
 split; the test split was not looked at.
+
+## How each network was trained
+
+{trained}
 
 ## Figures on dev (chosen and calibrated there, so a little too good; gold text, {protocol})
 
 {figures}
 
-## What differs from the published recipe
+## What differs from the published recipe, in the networks whose training is recorded
 
 {changed}
 
 ## Limits
 
-Labels: {", ".join(data.labels.names)}. Trained on {_LIMITS[data.name]}: rare classes are mostly missed, and recognized
+Labels: {", ".join(config.label_set.names)}. Trained on {_LIMITS[data]}: rare classes are mostly missed, and recognized
 words in place of written ones cost accuracy. Do not decide about people with it.
 
 Licences: weights by whoever trained them; those of the encoders and of the data are their owners'.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from transformers import AutoConfig, PretrainedConfig
@@ -14,6 +14,8 @@ from telme.modes import CLEAN, Mode, Student, mode_named
 Part = Literal["text", "audio", "video", "fusion"]
 
 FEATURE_DIM = 768
+# MELD's published code pads to the longest clip of a batch, and reads none that is longer than this.
+MOST_LEFT_PAD_MS = 30_000
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class TelmeConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
         video_config: The same of the video student's backbone; None in a bundle without one.
         fusion: `FusionSettings` as a dict; None in a bundle without a fusion, where the teacher's answer stands.
         mode: Name of the `telme.modes.Mode` that the weights were trained with.
+        audio_left_pad_ms: Zeros before every clip's sound; None leaves that to the mode. Published weights were trained
+            on batches padded to their longest clip, so that three of four clips began with zeros.
         max_prompt_tokens: Prompt length in tokens, mask included; older tokens are cut (paper: 512).
         max_turns: Turns of context, the current one included.
         calibration_temperature: Logits are divided by it before the softmax; fitted on dev, 1 leaves them as they are.
@@ -65,6 +69,7 @@ class TelmeConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
     video_config: dict[str, Any] | None = None
     fusion: dict[str, Any] | None = None
     mode: str = CLEAN.name
+    audio_left_pad_ms: int | None = None
     max_prompt_tokens: int = 512
     max_turns: int = 24
     calibration_temperature: float = 1.0
@@ -103,7 +108,7 @@ class TelmeConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
         """How inputs are made for these weights.
 
         Raises:
-            BundleError: There is no mode of that name, or it belongs to another data set.
+            BundleError: There is no mode of that name, it belongs to another data set, or the left pad is none.
         """
         try:
             mode = mode_named(self.mode)
@@ -115,7 +120,13 @@ class TelmeConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
                 "a mode of that data set",
                 "import the bundle again",
             )
-        return mode
+        if (pad_ms := self.audio_left_pad_ms) is None:
+            return mode
+        if not isinstance(pad_ms, int) or not 0 <= pad_ms <= MOST_LEFT_PAD_MS:
+            raise BundleError(
+                f"audio_left_pad_ms {pad_ms!r}", f"0 to {MOST_LEFT_PAD_MS}", "mend it, in config.json if it is there"
+            )
+        return replace(mode, audio_left_pad=pad_ms * mode.audio_rate_hz // 1000)
 
     def why_unread(self, student: Student) -> str | None:
         """Why the model's answer cannot depend on a modality; None where it does."""

@@ -96,10 +96,16 @@ class Fitted:
     Attributes:
         report: Scores on dev at `temperature`, of those weights in float32: those of the bundle in use.
         temperature: Fitted on the same answers.
+        recipe: The numbers, in the precision that was used.
+        steps: Steps of the optimizer that were taken.
+        best_step: The one whose weights were kept.
     """
 
     report: Report
     temperature: float
+    recipe: StageRecipe
+    steps: int
+    best_step: int
 
 
 def fit(task: Task, folder: Path, recipe: StageRecipe, run: Run, labels: LabelSet) -> Fitted:
@@ -123,7 +129,8 @@ def fit(task: Task, folder: Path, recipe: StageRecipe, run: Run, labels: LabelSe
     checkpoint = begin(folder, settings, run.resume)
     trainer = _trainer(task, folder, recipe, run, labels)
     planned = _planned(task, recipe, run)
-    is_finished = _steps_done(folder) >= planned
+    done = _steps_done(folder)
+    is_finished = done >= planned
     if not is_finished and checkpoint is not None and step_of(checkpoint) >= planned:
         # It ended before it could say so. The Trainer would take a step before it looks how many it has taken.
         trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
@@ -134,9 +141,12 @@ def fit(task: Task, folder: Path, recipe: StageRecipe, run: Run, labels: LabelSe
     task.network.load_state_dict(rounded)
     logits, truth = _answers(trainer, task, recipe, run)
     temperature = fit_temperature(logits, truth)
-    fitted = Fitted(report_of(logits, truth, labels, temperature), temperature)
+    found = best(folder)
+    assert found is not None
+    steps = done if is_finished else trainer.state.global_step
+    fitted = Fitted(report_of(logits, truth, labels, temperature), temperature, recipe, steps, found[1])
     if not is_finished:
-        write_json(folder / METRICS_FILE, _metrics(trainer, folder, fitted))
+        write_json(folder / METRICS_FILE, _metrics(trainer, fitted))
     return fitted
 
 
@@ -317,14 +327,12 @@ def _untimed(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in entry.items() if not name.endswith(_TIMES)}
 
 
-def _metrics(trainer: Trainer, folder: Path, fitted: Fitted) -> dict[str, Any]:
-    found = best(folder)
-    assert found is not None
+def _metrics(trainer: Trainer, fitted: Fitted) -> dict[str, Any]:
     # The Trainer's closing entry counts only what was trained since the last start.
     log = [_untimed(entry) for entry in trainer.state.log_history if "train_runtime" not in entry]
     return {
-        "steps": trainer.state.global_step,
-        "best_step": found[1],
+        "steps": fitted.steps,
+        "best_step": fitted.best_step,
         "dev": asdict(fitted.report),
         "temperature": fitted.temperature,
         "log": [entry for entry in log if set(entry) - {"step", "epoch"}],

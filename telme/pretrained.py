@@ -11,9 +11,13 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from telme.config import FEATURE_DIM
+from telme.config import FEATURE_DIM, TelmeConfig
 from telme.dialogue import SPEAKER_TOKENS
-from telme.errors import BundleError
+from telme.errors import BundleError, UsageError
+from telme.frames import FRAMES
+from telme.models import AudioStudent, TextTeacher, VideoStudent
+from telme.modes import Student
+from telme.recipes import Recipe
 
 
 def pretrained_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -76,6 +80,51 @@ def pretrained_encoder(name: str, settings: Mapping[str, Any], **options: Any) -
     except (OSError, ValueError, RuntimeError) as error:
         raise _unavailable(name, error) from error
     return encoder
+
+
+def check_positions(teacher: TextTeacher, recipe: Recipe) -> None:
+    """Check that a text encoder has positions for the recipe's prompts.
+
+    Raises:
+        UsageError: It has fewer.
+    """
+    positions = int(teacher.text_model.config.max_position_embeddings) - teacher.first_position
+    if recipe.max_prompt_tokens > positions:
+        raise UsageError(
+            f"prompts of {recipe.max_prompt_tokens} tokens",
+            f"at most the {positions} that {recipe.text_init} has positions for",
+            f"give --max-tokens {positions} or less",
+        )
+
+
+def student_config(recipe: Recipe, student: Student) -> dict[str, Any]:
+    """The configuration of the encoder that a student begins as.
+
+    Raises:
+        BundleError: It cannot be had, is of another kind or width, or takes another number of pictures.
+    """
+    if student == "audio":
+        masked = {"mask_time_length": recipe.audio_mask_frames}
+        return pretrained_config(recipe.audio_init, ("data2vec-audio",), **masked)
+    settings = pretrained_config(recipe.video_init, ("timesformer",))
+    if (frames := settings.get("num_frames", FRAMES)) != FRAMES:
+        raise BundleError(f"encoder {recipe.video_init} of {frames} pictures", f"one of {FRAMES}", "name another one")
+    return settings
+
+
+def new_student(recipe: Recipe, config: TelmeConfig, student: Student) -> AudioStudent | VideoStudent:
+    """A student that begins as the recipe's encoder, its classifier random.
+
+    Raises:
+        BundleError: The encoder cannot be had.
+    """
+    if student == "audio":
+        heard = AudioStudent(config)
+        heard.model = pretrained_encoder(recipe.audio_init, config.audio_config or {})
+        return heard
+    seen = VideoStudent(config)
+    seen.model = pretrained_encoder(recipe.video_init, config.video_config or {})
+    return seen
 
 
 def _check_there(name: str) -> None:

@@ -24,23 +24,45 @@ class PublishedPart:
     """One of the four checkpoint files.
 
     Attributes:
-        file: Its path in the authors' archive.
+        title: What it holds, in words.
+        file: Its path as the authors' training saves it.
+        also: Another path that their code reads it from: IEMOCAP's inference has names that no training of theirs
+            writes.
         unused: What may be in it and is read by nothing, as a pattern of whole parameter names.
     """
 
+    title: str
     file: str
+    also: tuple[str, ...]
     unused: re.Pattern[str]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All paths that it is known by."""
+        return (self.file, *self.also)
 
 
 PARTS: Mapping[Part, PublishedPart] = {
     "text": PublishedPart(
+        "text teacher",
         "teacher.bin",
+        (),
         re.compile(r"text_model\.(embeddings\.(position_ids|token_type_ids)|pooler\.dense\.(weight|bias))"),
     ),
     # The mask vector is for training with masked spans; a student built without such training has none.
-    "audio": PublishedPart("student_audio/total_student.bin", re.compile(r"model\.masked_spec_embed")),
-    "video": PublishedPart("student_video/total_student.bin", re.compile(r"(?!)")),
-    "fusion": PublishedPart("total_fusion.bin", re.compile(r"(?!)")),
+    "audio": PublishedPart(
+        "audio student",
+        "student_audio/total_student.bin",
+        ("student_audio/low_logit_student.bin",),
+        re.compile(r"model\.masked_spec_embed"),
+    ),
+    "video": PublishedPart(
+        "video student",
+        "student_video/total_student.bin",
+        ("student_video/low_logit_student.bin",),
+        re.compile(r"(?!)"),
+    ),
+    "fusion": PublishedPart("fusion", "total_fusion.bin", ("low_logit_fusion.bin",), re.compile(r"(?!)")),
 }
 
 
@@ -62,11 +84,22 @@ class Differences:
         return bool(self.missing or self.extra or self.misshapen)
 
     def __str__(self) -> str:
+        return "; ".join(f"{kind} {listed(names)}" for kind, names in self._named.items())
+
+    @property
+    def counted(self) -> str:
+        """How many of each kind, and the first."""
+        return ", ".join(f"{len(names)} {kind}: {names[0]}" for kind, names in self._named.items())
+
+    @property
+    def _named(self) -> dict[str, tuple[str, ...]]:
+        """Those there are, by kind."""
         named = {"missing": self.missing, "extra": self.extra, "mis-shaped": self.misshapen}
-        return "; ".join(f"{kind} {_listed(names)}" for kind, names in named.items() if names)
+        return {kind: names for kind, names in named.items() if names}
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
 

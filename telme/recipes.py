@@ -7,9 +7,9 @@ bundle is made by `telme.compact`.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from telme.config import PUBLISHED_FUSION, FusionSettings
 from telme.distill import PUBLISHED_DISTILLATION, Distillation
@@ -19,6 +19,13 @@ from telme.modes import CLEAN, published_mode
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Network = Literal["teacher", "audio", "video", "fusion"]
+NETWORKS: tuple[Network, ...] = get_args(Network)
+# The stages, in their order, and the networks that each trains.
+STAGES: Mapping[str, tuple[Network, ...]] = {
+    "teacher": ("teacher",),
+    "students": ("audio", "video"),
+    "fusion": ("fusion",),
+}
 
 
 @dataclass(frozen=True)
@@ -176,13 +183,43 @@ def recipe_named(name: str, dataset: str) -> Recipe:
     return RECIPES[name][dataset]
 
 
-def differences(recipe: Recipe, dataset: str) -> list[str]:
-    """One line for each value that differs from the published recipe: both values, and why."""
+def stage_of(network: Network) -> str:
+    """The stage that trains a network."""
+    return next(stage for stage, networks in STAGES.items() if network in networks)
+
+
+# The networks that a value concerns, by the first word of its name; one that is not here concerns all.
+_CONCERNED: Mapping[str, tuple[Network, ...]] = {
+    "teacher": ("teacher",),
+    "text_init": ("teacher",),
+    "max_prompt_tokens": ("teacher",),
+    "max_turns": ("teacher",),
+    "audio": ("audio",),
+    "audio_init": ("audio",),
+    "audio_mask_frames": ("audio",),
+    "video": ("video",),
+    "video_init": ("video",),
+    "distillation": ("audio", "video"),
+    "fusion": ("fusion",),
+    "fusion_settings": ("fusion",),
+}
+
+
+def differences(recipe: Recipe, dataset: str, networks: Collection[Network] = NETWORKS) -> list[str]:
+    """One line for each value that differs from the published recipe: both values, and why.
+
+    Args:
+        recipe: The recipe.
+        dataset: Key of `telme.labels.LABEL_SETS`.
+        networks: Those that are trained; a value that concerns none of them is left out.
+    """
     published, own = flat(asdict(_PUBLISHED[dataset])), flat(asdict(recipe))
     return [
         f"{name}: {own[name]} (published {value}): {recipe.changes.get(name, 'asked for')}"
         for name, value in published.items()
-        if own[name] != value and name != "name"
+        if own[name] != value
+        and name != "name"
+        and not set(networks).isdisjoint(_CONCERNED.get(name.partition(".")[0], NETWORKS))
     ]
 
 

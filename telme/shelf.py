@@ -19,6 +19,7 @@ from telme.frames import FRAMES
 from telme.hub import PROCESSORS, bundle_file, check_processor
 from telme.modeling import CONFIG_FILE, PART_FILES, read_config
 from telme.predictor import TorchPredictor
+from telme.record import Record, read_record
 
 _EDGE = 224
 
@@ -44,6 +45,7 @@ class Facts:
         parts: Its parts.
         sums: File name -> SHA-256 as recorded when it was written; empty where nothing was recorded.
         card: The model card's text.
+        record: How its parts were trained, as far as that was recorded.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Facts:
     parts: tuple[PartFacts, ...]
     sums: dict[str, str]
     card: str
+    record: Record
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,8 @@ def facts(name: str) -> Facts:
     folder = bundle_path(name)
     config = read_config(folder)
     card = (folder / CARD_FILE).read_text(encoding="utf-8", errors="replace")
-    return Facts(name, folder, config, tuple(_part_facts(folder, part) for part in config.parts), _sums(folder), card)
+    parts = tuple(_part_facts(folder, part) for part in config.parts)
+    return Facts(name, folder, config, parts, _sums(folder), card, read_record(folder))
 
 
 def verify(name: str) -> Iterator[Finding]:

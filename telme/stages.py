@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,10 @@ from telme.config import Part, TelmeConfig
 from telme.data import ClipSource, Row, annotation_file, find_clip, read_split, windows
 from telme.datasets import Dataset, Split
 from telme.encodings import kept_tensors, student_features, teacher_answers
-from telme.errors import BundleError, DataError, UsageError
+from telme.errors import DataError, UsageError
 from telme.evaluate import Report
 from telme.features import FeatureMaker, Media, Missing
-from telme.fitting import Run, Task, fit, fit_temperature
-from telme.frames import FRAMES
+from telme.fitting import Fitted, Run, Task, fit, fit_temperature
 from telme.fusion import AttentionShiftFusion
 from telme.learners import (
     ClipCollator,
@@ -41,15 +40,22 @@ from telme.learners import (
     TextLearner,
     stack_features,
 )
-from telme.models import AudioStudent, EncoderOutput, TextTeacher, VideoStudent, resize_vocabulary
+from telme.models import EncoderOutput, TextTeacher, resize_vocabulary
 from telme.modes import Student
 from telme.predictor import TorchNetworks
-from telme.pretrained import pretrained_config, pretrained_encoder, pretrained_tokenizer
-from telme.recipes import Recipe
+from telme.pretrained import (
+    check_positions,
+    new_student,
+    pretrained_config,
+    pretrained_encoder,
+    pretrained_tokenizer,
+    student_config,
+)
+from telme.recipes import Network, Recipe, differences, stage_of
+from telme.record import Training, read_record
 
 _SPLITS: tuple[Split, Split] = ("train", "dev")
 _STUDENTS: tuple[Student, Student] = ("audio", "video")
-_STUDENT_KINDS: Mapping[Student, tuple[str, ...]] = {"audio": ("data2vec-audio",), "video": ("timesformer",)}
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ def train_teacher(job: Job) -> Report:
     torch.manual_seed(seed)
     teacher = TextTeacher(config)
     teacher.text_model = pretrained_encoder(recipe.text_init, settings, add_pooling_layer=False)
-    _check_positions(teacher, recipe)
+    check_positions(teacher, recipe)
     resize_vocabulary(teacher, len(tokenizer), seed)
     settings["vocab_size"] = len(tokenizer)
     maker = FeatureMaker(tokenizer, config)
@@ -119,8 +125,9 @@ def train_teacher(job: Job) -> Report:
     )
     fitted = fit(task, job.out, recipe.teacher, job.run, job.data.labels)
     config.calibration_temperature = fitted.temperature
-    card = model_card(job.data, recipe, "teacher", {"teacher": fitted.report}, job.run.seed)
-    save_bundle(job.bundle, config, teacher.cpu(), tokenizer, card)
+    record: dict[Part, Training] = {"text": _training(job, "teacher", fitted, recipe.text_init)}
+    card = model_card(config, "teacher", {"teacher": fitted.report}, record)
+    save_bundle(job.bundle, config, teacher.cpu(), tokenizer, card, record=record)
     return fitted.report
 
 
@@ -139,9 +146,11 @@ def train_students(job: Job, start: str, cache: Path, students: Sequence[Student
     bundle = _opened(job, start)
     config = copy.deepcopy(bundle.config)
     config.fusion = None  # it would know other students
+    record = read_record(bundle.folder)
+    record.pop("fusion", None)
     networks = _students(bundle)
     for student in students:
-        setattr(config, f"{student}_config", _student_config(job.recipe, student))
+        setattr(config, f"{student}_config", student_config(job.recipe, student))
     clips = _Clips(job, bundle, config, cache)
     teacher = TorchNetworks(bundle.model)
     said = {split: _teacher_answers(job, bundle, clips, teacher, split) for split in _SPLITS}
@@ -152,8 +161,9 @@ def train_students(job: Job, start: str, cache: Path, students: Sequence[Student
     reports: dict[str, Report] = {}
     for student in students:
         torch.manual_seed(job.run.seed)
-        network = _new_student(job.recipe, config, student)
+        network = new_student(job.recipe, config, student)
         examples = {split: _clip_examples(clips, student, split, said[split]) for split in _SPLITS}
+        init = getattr(job.recipe, f"{student}_init")
         task = Task(
             network=network,
             learner=StudentLearner(network, job.recipe.distillation),
@@ -162,7 +172,7 @@ def train_students(job: Job, start: str, cache: Path, students: Sequence[Student
             collate=ClipCollator(student, clips.maker.mode),
             described={
                 **job.described,
-                "init": getattr(job.recipe, f"{student}_init"),
+                "init": init,
                 "teacher": _digest(bundle.folder / TEXT_FILE),
                 "clips": clips.digests(student),
                 **asdict(job.recipe.distillation),
@@ -171,8 +181,9 @@ def train_students(job: Job, start: str, cache: Path, students: Sequence[Student
         fitted = fit(task, job.out / student, job.recipe.stage(student), job.run, job.data.labels)
         networks[student] = network.cpu()
         reports[student] = fitted.report
-    card = model_card(job.data, job.recipe, "students", reports, job.run.seed)
-    save_bundle(job.bundle, config, bundle.model.text.cpu(), bundle.tokenizer, card, networks)
+        record[student] = _training(job, student, fitted, init)
+    card = model_card(config, "students", reports, record)
+    save_bundle(job.bundle, config, bundle.model.text.cpu(), bundle.tokenizer, card, networks, record)
     return reports
 
 
@@ -192,6 +203,7 @@ def train_fusion(job: Job, start: str, cache: Path) -> Report:
         raise UsageError(f"bundle {start} without students", "a bundle of stage 2", "run `students` first")
     config = copy.deepcopy(bundle.config)
     config.fusion = asdict(job.recipe.fusion_settings)
+    record = read_record(bundle.folder)
     clips = _Clips(job, bundle, config, cache)
     networks = TorchNetworks(bundle.model)
     examples = {split: FeatureExamples(_features(job, bundle, clips, networks, split)) for split in _SPLITS}
@@ -213,15 +225,10 @@ def train_fusion(job: Job, start: str, cache: Path) -> Report:
     )
     fitted = fit(task, job.out, job.recipe.fusion, job.run, job.data.labels)
     config.calibration_temperature = fitted.temperature
-    card = model_card(job.data, job.recipe, "fusion", {"fusion": fitted.report}, job.run.seed)
-    save_bundle(
-        job.bundle,
-        config,
-        bundle.model.cpu().text,
-        bundle.tokenizer,
-        card,
-        {**_students(bundle), "fusion": fusion.cpu()},
-    )
+    record["fusion"] = _training(job, "fusion", fitted, None)
+    card = model_card(config, "fusion", {"fusion": fitted.report}, record)
+    others = {**_students(bundle), "fusion": fusion.cpu()}
+    save_bundle(job.bundle, config, bundle.model.cpu().text, bundle.tokenizer, card, others, record)
     return fitted.report
 
 
@@ -292,34 +299,20 @@ def _students(bundle: Bundle) -> dict[Part, nn.Module]:
     return {name: network for name in _STUDENTS if (network := bundle.model.network(name)) is not None}
 
 
-def _check_positions(teacher: TextTeacher, recipe: Recipe) -> None:
-    positions = int(teacher.text_model.config.max_position_embeddings) - teacher.first_position
-    if recipe.max_prompt_tokens > positions:
-        raise UsageError(
-            f"prompts of {recipe.max_prompt_tokens} tokens",
-            f"at most the {positions} that {recipe.text_init} has positions for",
-            f"give --max-tokens {positions} or less",
-        )
-
-
-def _student_config(recipe: Recipe, student: Student) -> dict[str, Any]:
-    if student == "audio":
-        masked = {"mask_time_length": recipe.audio_mask_frames}
-        return pretrained_config(recipe.audio_init, _STUDENT_KINDS["audio"], **masked)
-    settings = pretrained_config(recipe.video_init, _STUDENT_KINDS["video"])
-    if (frames := settings.get("num_frames", FRAMES)) != FRAMES:
-        raise BundleError(f"encoder {recipe.video_init} of {frames} pictures", f"one of {FRAMES}", "name another one")
-    return settings
-
-
-def _new_student(recipe: Recipe, config: TelmeConfig, student: Student) -> AudioStudent | VideoStudent:
-    if student == "audio":
-        heard = AudioStudent(config)
-        heard.model = pretrained_encoder(recipe.audio_init, config.audio_config or {})
-        return heard
-    seen = VideoStudent(config)
-    seen.model = pretrained_encoder(recipe.video_init, config.video_config or {})
-    return seen
+def _training(job: Job, network: Network, fitted: Fitted, init: str | None) -> Training:
+    """The record of a network that this run has trained."""
+    return Training(
+        stage=stage_of(network),
+        dataset=job.data.name,
+        recipe=job.recipe.name,
+        how=fitted.recipe,
+        changes=tuple(differences(job.recipe, job.data.name, [network])),
+        seed=job.run.seed,
+        init=init,
+        steps=fitted.steps,
+        best_step=fitted.best_step,
+        dev_weighted_f1=fitted.report.weighted_f1,
+    )
 
 
 def _clip_examples(clips: _Clips, student: Student, split: Split, said: dict[str, Tensor]) -> ClipExamples:

@@ -6,7 +6,6 @@ Each stage writes OUT/STAGE/bundle, which the next one takes up and which `telme
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import logging
 import math
@@ -22,16 +21,10 @@ from telme.datasets import DATASETS
 from telme.errors import INTERRUPTED, TelmeStreamError, UsageError
 from telme.fitting import Run, usable
 from telme.modes import Student
-from telme.recipes import RECIPES, Network, Recipe, differences, recipe_named
+from telme.recipes import RECIPES, STAGES, Recipe, differences, recipe_named
 from telme.stages import Job, train_fusion, train_students, train_teacher
 
 _STUDENTS: tuple[Student, Student] = ("audio", "video")
-# The networks of a stage, whose recipes the flags change.
-_NETWORKS: dict[str, tuple[Network, ...]] = {
-    "teacher": ("teacher",),
-    "students": _STUDENTS,
-    "fusion": ("fusion",),
-}
 
 
 def _above(least: float, kind: type[int] | type[float]) -> Callable[[str], float]:
@@ -117,10 +110,8 @@ def _add_common(stage: argparse.ArgumentParser) -> None:
 
 def _train(options: argparse.Namespace) -> dict[str, Any]:
     recipe = _recipe(options)
-    others = set(itertools.chain(*_NETWORKS.values())) - set(_NETWORKS[options.stage])
-    for line in differences(recipe, options.dataset):
-        if line.partition(".")[0] not in others:
-            sys.stderr.write(f"{line}\n")
+    for line in differences(recipe, options.dataset, STAGES[options.stage]):
+        sys.stderr.write(f"{line}\n")
     run = Run(options.seed, options.max_steps, options.save_every, options.resume, options.workers)
     job = Job(DATASETS[options.dataset], options.data, options.out / options.stage, recipe, run)
     if options.stage == "teacher":
@@ -155,7 +146,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         asked = {"head_lr": asked["lr"], **asked}  # one rate for all, unless both are given
     stages: dict[str, Any] = {}
     changes = dict(recipe.changes)
-    for name in _NETWORKS[options.stage]:
+    for name in STAGES[options.stage]:
         wanted = recipe.stage(name).precision
         stages[name] = replace(recipe.stage(name), precision=usable(wanted), **asked)
         if stages[name].precision != wanted:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 
+from telme.recipes import recipe_named
+from telme.record import RECORD_FILE, Training, encoded
 from tests.bundles import make_full_bundle, make_tiny_bundle
 from tests.commands import run_here
 from tests.telme.hub import serve
@@ -57,8 +60,37 @@ def test_show_describes_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[s
         "F16",
         *sums,
         "# A toy for tests",
+        "training none recorded\n",
     ):
         assert part in shown
+
+
+def test_show_tells_how_each_network_was_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_full_bundle(tmp_path / "full")
+    recipe = recipe_named("clean", "meld")
+    training = Training(
+        stage="students",
+        dataset="meld",
+        recipe="clean",
+        how=replace(recipe.audio, epochs=2.5, batch=2, accumulate=8, lr=3e-5, head_lr=1e-4, precision="float16"),
+        changes=(),
+        seed=7,
+        init="someone/else",
+        steps=120,
+        best_step=90,
+        dev_weighted_f1=45.678,
+    )
+    (folder / RECORD_FILE).write_bytes(encoded({"audio": training}))
+    assert run("show", str(folder)) == 0
+    assert (
+        "training\n  text: not recorded how it was trained\n"
+        "  audio: stage students on meld, recipe clean, seed 7, from someone/else; step 90 of 120 taken (2.5 epochs"
+        " planned), batch 16, learning rate 3e-05, heads 0.0001, float16; weighted F1 45.68 on dev\n"
+        "  video: not recorded how it was trained\n"
+    ) in capsys.readouterr().out
+    (folder / RECORD_FILE).write_text("{", encoding="utf-8")
+    assert run("show", str(folder)) == 1
+    assert f"{folder / RECORD_FILE}: " in capsys.readouterr().err
 
 
 def test_verify_finds_a_whole_bundle_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

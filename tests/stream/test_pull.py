@@ -111,7 +111,7 @@ def test_the_archive_is_had_past_the_warning_page_and_kept(world: World) -> None
     assert "100%" in err
     assert world.cached.read_bytes() == world.drive.content
     # This one has no weights, which is for the import to say.
-    assert f"{world.cached} with no teacher.bin" in err.splitlines()[-1]
+    assert f"{world.cached} without the text teacher of meld: there is no teacher.bin" in err.splitlines()[-1]
     assert err.splitlines()[-1].endswith(f"the archive is {world.cached}: without it, it is fetched anew")
     asked = len(world.drive.ranges)
     assert world.pull("iemocap", "--yes")[0] == 1
@@ -128,7 +128,7 @@ def test_a_killed_download_goes_on_where_it_stopped(world: World) -> None:
             world.drive.stopping.wait(0.02)
         process.kill()
     world.drive.mood, world.drive.ranges = "willing", []
-    assert "with no teacher.bin" in world.pull("meld", "--yes")[2]
+    assert "there is no teacher.bin" in world.pull("meld", "--yes")[2]
     assert world.drive.ranges[-1] == f"bytes={on_disk}-"
     assert world.cached.read_bytes() == world.drive.content
     assert [path.name for path in world.cached.parent.iterdir()] == [ARCHIVE_NAME]

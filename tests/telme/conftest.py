@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+from tests.telme.authors import Shelf
 
 
 @pytest.fixture(scope="module")
@@ -19,3 +24,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+    return Shelf(tmp_path_factory.mktemp("authors"))
+
+
+@pytest.fixture
+def authors(shelf: Shelf, tmp_path: Path) -> Path:
+    """MELD's files in a folder of links; a file must be removed before another is written in its place."""
+    return Path(shutil.copytree(shelf.authors["meld"], tmp_path / "authors", copy_function=os.link))

@@ -16,6 +16,8 @@ from telme.features import FeatureMaker
 from telme.fusion import AttentionShiftFusion
 from telme.models import TextTeacher
 from telme.predictor import TorchPredictor
+from telme.recipes import recipe_named
+from telme.record import RECORD_FILE, Training, read_record
 from telme.shelf import verify
 from tests.bundles import make_full_bundle, make_tiny_bundle, tiny_config, tiny_tokenizer
 
@@ -109,6 +111,17 @@ def test_a_bundle_stays_whole_when_the_next_one_cannot_be_written(
     with pytest.raises(BundleError, match="No space left"):
         save_bundle(folder, bundle.config, bundle.model.text, bundle.tokenizer, "another card")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_bundle_without_a_record_does_not_keep_that_of_the_one_in_its_place(folder: Path) -> None:
+    bundle = load_bundle(str(folder))
+    how = recipe_named("clean", "meld").teacher
+    training = Training("teacher", "meld", "clean", how, ("lr: 1", "seed: 2"), 1, "here", 3, 2, 50.0)
+    save_bundle(folder, bundle.config, bundle.model.text, bundle.tokenizer, "card", record={"text": training})
+    assert read_record(folder) == {"text": training}
+    assert RECORD_FILE in (folder / "SHA256SUMS").read_text(encoding="utf-8")
+    save_bundle(folder, bundle.config, bundle.model.text, bundle.tokenizer, "another card")
+    assert read_record(folder) == {}
 
 
 def test_parts_that_the_configuration_does_not_name_are_not_saved(tmp_path: Path) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pickle
-import shutil
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,67 +12,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from telme.backbones import Backbones
 from telme.bundle import load_bundle, load_tokenizer
+from telme.checkpoint_files import CheckpointFile, read_checkpoint
 from telme.dialogue import Turn
 from telme.errors import BundleError, TelmeStreamError, UsageError
 from telme.features import FeatureMaker
-from telme.importer import import_published, published_tokenizer, read_checkpoint
+from telme.importer import import_published, published_tokenizer
 from telme.modes import CLEAN, PUBLISHED_MELD
-from telme.predictor import TorchPredictor
+from telme.predictor import TorchNetworks, TorchPredictor
 from telme.published import PARTS, published_names
 from telme.shelf import verify
 from telme.tokens import prompt_for_tokenizer
-from tests.telme.checkpoints import make_checkpoint, pack, processor_files, toy_backbones, toy_tokenizer_files
+from tests.telme.authors import Shelf, put, put_bytes, refused
+from tests.telme.checkpoints import pack, processor_files, toy_tokenizer_files
 from tests.telme.prompts import made_up_prompts
-
-
-class Shelf:
-    """Toy checkpoints of both data sets, and a tokenizer."""
-
-    def __init__(self, folder: Path) -> None:
-        self.tokenizer = folder / "tokenizer"
-        self.backbones: Backbones = toy_backbones(toy_tokenizer_files(self.tokenizer))
-        self.authors = {dataset: folder / dataset for dataset in ("meld", "iemocap")}
-        for dataset, place in self.authors.items():
-            make_checkpoint(place, dataset, self.backbones)
-
-    def imported(self, source: Path, out: Path, dataset: str = "meld") -> Path:
-        import_published(source, dataset, out, self.tokenizer, backbones=self.backbones)
-        return out
-
-
-@pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("authors"))
-
-
-@pytest.fixture
-def authors(shelf: Shelf, tmp_path: Path) -> Path:
-    """MELD's files in a folder of links; a file must be removed before another is written in its place."""
-    return Path(shutil.copytree(shelf.authors["meld"], tmp_path / "authors", copy_function=os.link))
-
-
-def put(path: Path, content: object, zipped: bool = True) -> None:
-    """Save in the place of a link."""
-    path.unlink()
-    torch.save(content, path, _use_new_zipfile_serialization=zipped)
-
-
-def put_bytes(path: Path, content: bytes) -> None:
-    """Write in the place of a link."""
-    path.unlink()
-    path.write_bytes(content)
-
-
-def refused(shelf: Shelf, source: Path, tmp_path: Path, says: str) -> None:
-    """It is refused in one line, and leaves nothing behind."""
-    out = tmp_path / "made" / "bundle"
-    with pytest.raises(BundleError, match=says) as caught:
-        shelf.imported(source, out)
-    assert "\n" not in str(caught.value)
-    assert not out.exists()
-    assert not list(out.parent.iterdir()) if out.parent.exists() else True
 
 
 @pytest.mark.parametrize("dataset", ["meld", "iemocap"])
@@ -87,7 +37,7 @@ def test_every_published_number_is_in_the_bundle(shelf: Shelf, tmp_path: Path, d
     for part, published in PARTS.items():
         network = bundle.model.network(part)
         assert network is not None
-        own, weights = network.state_dict(), read_checkpoint(source / published.file)
+        own, weights = network.state_dict(), read_checkpoint(CheckpointFile("", source / published.file))
         for name, ours in published_names(part, weights, own).items():
             assert torch.equal(own[ours], weights[name]), name
     findings = list(verify(str(tmp_path / "bundle")))
@@ -102,6 +52,26 @@ def test_an_imported_bundle_answers_from_text_alone_and_says_so(shelf: Shelf, tm
     assert prediction.unused == {"audio": "not given", "video": "not given"}
 
 
+@torch.inference_mode()
+def test_a_left_pad_is_kept_and_heard(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the live worker's predictor, in the rate of the mode."""
+    source, out = shelf.authors["meld"], tmp_path / "bundle"
+    import_published(source, "meld", out, shelf.tokenizer, backbones=shelf.backbones, left_pad_ms=200)
+    bundle = load_bundle(str(out))
+    assert bundle.config.audio_left_pad_ms == 200
+    maker, predictor = FeatureMaker(bundle.tokenizer, bundle.config), TorchPredictor(bundle)
+    heard: list[Tensor] = []
+    usual = TorchNetworks.audio
+    monkeypatch.setattr(TorchNetworks, "audio", lambda own, sound: heard.append(sound) or usual(own, sound))  # type: ignore[func-returns-value]
+    noise = torch.rand(16_000, generator=torch.Generator().manual_seed(1)).numpy()
+    predictor.predict([maker.make(maker.window([Turn("a", "it's me")]), noise)])
+    assert [sound.shape for sound in heard] == [(1, 4_410 + 22_050)]
+    assert not heard[0][:, :4_410].any()
+    with pytest.raises(BundleError, match="audio_left_pad_ms 99999"):
+        import_published(source, "meld", tmp_path / "no", shelf.tokenizer, backbones=shelf.backbones, left_pad_ms=99999)
+    assert not (tmp_path / "no").exists()
+
+
 def test_an_archive_gives_what_its_folder_gives(shelf: Shelf, tmp_path: Path) -> None:
     pack(shelf.authors["meld"], tmp_path / "TelME.tar.gz")
     first = shelf.imported(tmp_path / "TelME.tar.gz", tmp_path / "a")
@@ -109,34 +79,6 @@ def test_an_archive_gives_what_its_folder_gives(shelf: Shelf, tmp_path: Path) ->
     for path in first.iterdir():
         assert path.read_bytes() == (second / path.name).read_bytes(), path.name
     assert sorted(path.name for path in tmp_path.iterdir()) == ["TelME.tar.gz", "a", "b"]
-
-
-@pytest.mark.parametrize("dataset", ["meld", "iemocap"])
-def test_of_an_archive_with_both_the_asked_for_data_set_is_taken(shelf: Shelf, tmp_path: Path, dataset: str) -> None:
-    archive = tmp_path / "both.tar.gz"
-    with tarfile.open(archive, "w:gz", compresslevel=0) as tar:
-        for name, folder in shelf.authors.items():
-            tar.add(folder, f"TelME/{name.upper()}/save_model")
-    bundle = load_bundle(str(shelf.imported(archive, tmp_path / "bundle", dataset)))
-    assert bundle.config.dataset == dataset
-
-
-def test_weights_of_the_other_data_set_are_refused(shelf: Shelf, tmp_path: Path) -> None:
-    refused(
-        shelf, shelf.authors["iemocap"], tmp_path, r"mis-shaped .*classifier.weight: \[6, 768\], expected \[7, 768\]"
-    )
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_a_missing_file_is_named(shelf: Shelf, authors: Path, tmp_path: Path, part: Any) -> None:
-    (authors / PARTS[part].file).unlink()
-    refused(shelf, authors, tmp_path, f"no {PARTS[part].file}")
-
-
-def test_two_of_a_file_are_not_chosen_from(shelf: Shelf, authors: Path, tmp_path: Path) -> None:
-    shutil.copytree(shelf.authors["meld"], authors / "meld" / "one")
-    shutil.copytree(shelf.authors["meld"], authors / "meld" / "two")
-    refused(shelf, authors, tmp_path, "2 teacher.bin for meld")
 
 
 @pytest.mark.parametrize(
@@ -209,33 +151,6 @@ def test_a_flipped_bit_is_found(shelf: Shelf, authors: Path, tmp_path: Path) -> 
 def test_what_is_no_state_dict_is_refused(shelf: Shelf, authors: Path, tmp_path: Path, content: object) -> None:
     put(authors / "teacher.bin", content)
     refused(shelf, authors, tmp_path, "expected tensors by name")
-
-
-def archive_with(path: Path, authors: Path, member: tarfile.TarInfo, content: bytes = b"") -> Path:
-    """The authors' archive with its teacher.bin replaced."""
-    with tarfile.open(path, "w") as tar:
-        for published in list(PARTS.values())[1:]:
-            tar.add(authors / published.file, published.file)
-        member.size = len(content)
-        tar.addfile(member, io.BytesIO(content))
-    return path
-
-
-@pytest.mark.parametrize("name", ["../escaped/teacher.bin", "../../teacher.bin", "a/../../teacher.bin"])
-def test_an_archive_cannot_write_outside(shelf: Shelf, authors: Path, tmp_path: Path, name: str) -> None:
-    content = (authors / "teacher.bin").read_bytes()
-    archive = archive_with(tmp_path / "evil.tar", authors, tarfile.TarInfo(name), content)
-    refused(shelf, archive, tmp_path, "outside the archive's own folder")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["authors", "evil.tar", "made"]
-
-
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE])
-def test_what_is_no_plain_file_in_an_archive_is_refused(
-    shelf: Shelf, authors: Path, tmp_path: Path, kind: bytes
-) -> None:
-    member = tarfile.TarInfo("teacher.bin")
-    member.type, member.linkname = kind, "/etc/hostname"
-    refused(shelf, archive_with(tmp_path / "evil.tar", authors, member), tmp_path, "teacher.bin is no file")
 
 
 @pytest.mark.parametrize("kept", [0, 100, 0.5])

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from transformers import DistilBertConfig, TimesformerConfig
 
 from bench.meld_f1 import main as meld_f1
-from telme import fitting, stages
+from telme import stages
 from telme.bundle import CARD_FILE, load_bundle
 from telme.cache import FORMAT, MediaCache
 from telme.checkpoints import METRICS_FILE, complete_checkpoints
@@ -32,8 +32,8 @@ from telme.features import FeatureMaker
 from telme.fitting import fit_temperature
 from telme.modeling import TelmeModel
 from telme.predictor import TorchNetworks, TorchPredictor
-from telme.recipes import RECIPES, differences, flat, recipe_named
-from telme.train import _parser, _recipe, main
+from telme.record import RECORD_FILE, read_record
+from telme.train import main
 from tests.bundles import tiny_tokenizer
 from tests.miniature import make_iemocap, make_meld
 from tests.telme.encoders import make_encoders
@@ -135,10 +135,53 @@ def test_the_last_bundle_answers_live_from_all_three(trained: Path) -> None:
 def test_one_student_after_the_other(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "one"
     shutil.copytree(trained / "out" / "teacher" / "bundle", out / "teacher" / "bundle")
-    for student, parts in (("audio", ("text", "audio")), ("video", ("text", "audio", "video"))):
-        train(trained, "students", "meld", str(out), "--only", student, "--max-steps", "1")
-        assert load_bundle(str(out / "students" / "bundle")).config.parts == parts
-    train(trained, "students", "meld", str(out), "--only", "audio", "--max-steps", "1", "--resume")
+    (out / "teacher" / "bundle" / RECORD_FILE).unlink()  # as a bundle that was made before there was one
+    students = out / "students" / "bundle"
+    for seed, student, parts in ((3, "audio", ("text", "audio")), (4, "video", ("text", "audio", "video"))):
+        train(trained, "students", "meld", str(out), "--only", student, "--max-steps", "1", "--seed", str(seed))
+        assert load_bundle(str(students)).config.parts == parts
+    record = read_record(students)
+    assert {part: entry.seed for part, entry in record.items()} == {"audio": 3, "video": 4}
+    card = (students / CARD_FILE).read_text(encoding="utf-8").splitlines()
+    assert "- text: not recorded how it was trained" in card
+    assert {f"- audio: {record['audio']}", f"- video: {record['video']}"} <= set(card)
+    train(trained, "students", "meld", str(out), "--only", "audio", "--max-steps", "1", "--seed", "3", "--resume")
+
+
+def test_a_card_tells_of_each_network_what_it_was_trained_with(trained: Path, tmp_path: Path) -> None:
+    """A stage's own recipe says nothing of the networks that it takes over."""
+    start = trained / "out" / "students" / "bundle"
+    flags = ["--from", str(start), "--seed", "5", "--max-steps", "2", "--lr", "3e-4"]
+    train(trained, "fusion", "meld", str(tmp_path / "out"), *flags)
+    bundle = tmp_path / "out" / "fusion" / "bundle"
+    record, before = read_record(bundle), read_record(start)
+    assert record == {**before, "fusion": record["fusion"]}
+    kept = record["text"]
+    assert (kept.stage, kept.dataset, kept.recipe, kept.seed) == ("teacher", "meld", "clean", 42)
+    assert (kept.init, kept.how.epochs, kept.how.lr, kept.how.head_lr) == (str(trained / "text"), 12, 2e-3, 5e-3)
+    told = metrics(trained / "out" / "teacher")
+    figures = (told["steps"], told["best_step"], told["dev"]["weighted_f1"])
+    assert (kept.steps, kept.best_step, kept.dev_weighted_f1) == figures
+    added = record["fusion"]
+    assert (added.stage, added.init, added.seed, added.steps, added.how.lr) == ("fusion", None, 5, 2, 3e-4)
+    card = (bundle / CARD_FILE).read_text(encoding="utf-8").splitlines()
+    assert list(record) == ["text", "audio", "video", "fusion"]
+    assert {f"- {part}: {entry}" for part, entry in record.items()} <= set(card)
+    assert f"- text_init: {trained / 'text'} (published roberta-large): asked for" in card
+    assert "- teacher.lr: 0.002 (published 1e-06): asked for" in card
+    assert "- fusion.lr: 0.0003 (published 1e-05): asked for" in card
+
+
+def test_a_damaged_record_ends_a_stage_before_it_trains(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for stage, before in (("students", "teacher"), ("fusion", "students")):
+        start = tmp_path / before
+        shutil.copytree(trained / "out" / before / "bundle", start)
+        (start / RECORD_FILE).write_text('{"text": {"stage": "teacher"}}', encoding="utf-8")
+        assert main(arguments(trained, stage, "meld", str(tmp_path / "out"), "--from", str(start))) == 1
+        assert f"{RECORD_FILE}: Object missing required field" in capsys.readouterr().err.splitlines()[-1]
+        assert not list((tmp_path / "out" / stage).rglob("run.json"))
 
 
 def test_the_teachers_figure_is_that_of_its_bundle(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -259,6 +302,7 @@ def test_students_that_take_a_fusions_place_do_not_keep_its_temperature(trained:
     kept = load_file(out / "teacher-dev.safetensors")
     truth = [row.label for row in read_split(trained / "meld", "dev")]
     assert config.fusion is None
+    assert set(read_record(out / "bundle")) == {"text", "audio", "video"}
     assert config.calibration_temperature == fit_temperature(kept["logits"].numpy(), truth)
     assert config.calibration_temperature != load_bundle(str(start)).config.calibration_temperature
 
@@ -354,46 +398,3 @@ def test_what_a_run_changes_is_said_before_it_begins(
         line.startswith("teacher.schedule_counts: steps (published samples): the schedule counts") for line in said
     )
     assert not any(line.startswith(("audio.", "video.", "fusion.")) for line in said)
-
-
-@pytest.mark.parametrize("dataset", ["meld", "iemocap"])
-@pytest.mark.parametrize("name", list(RECIPES))
-def test_every_difference_from_the_published_recipe_has_its_reason(name: str, dataset: str) -> None:
-    lines = differences(recipe_named(name, dataset), dataset)
-    assert (name == "published") == (lines == [])
-    assert not [line for line in lines if line.endswith("asked for")]
-
-
-def test_a_precision_that_the_machine_lacks_is_a_named_difference(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In the card too: float16 and bfloat16 were wanted, and the runs are in float32."""
-
-    def precisions(stage: str, recipe: str) -> list[str]:
-        given = arguments(trained, stage, "meld", str(tmp_path / "new"), "--recipe", recipe)
-        found = differences(_recipe(_parser().parse_args(given)), "meld")
-        names = ("teacher.precision", "audio.precision", "video.precision")
-        return [line for line in found if line.startswith(names)]
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(fitting, "knows_bfloat16", lambda: False)
-    lacking = [f"{name}.precision: float32 (published float16): this machine has no " for name in ("audio", "video")]
-    assert precisions("students", "published") == [f"{line}float16" for line in lacking]
-    assert precisions("students", "clean")[-2:] == [f"{line}bfloat16" for line in lacking]
-    assert not any(line.startswith("teacher.") for line in precisions("teacher", "clean"))
-
-
-def test_published_recipes_are_those_of_the_authors_code() -> None:
-    meld, iemocap = (recipe_named("published", name) for name in ("meld", "iemocap"))
-    assert (meld.teacher.lr, iemocap.teacher.lr, meld.audio.lr, iemocap.fusion.lr) == (1e-6, 1e-5, 1e-5, 1e-5)
-    assert (meld.fusion.epochs, iemocap.fusion.epochs, meld.video.epochs) == (10, 8, 10)
-    assert (meld.distillation.temperature, meld.distillation.logit_weight) == (4, 1)
-    assert (iemocap.distillation.temperature, iemocap.distillation.logit_weight) == (2, 0.1)
-    assert (meld.max_turns, iemocap.max_turns) == (110, 110)
-    assert [recipe_named("clean", name).max_turns for name in ("meld", "iemocap")] == [24, 110]
-    assert (meld.teacher.clip, meld.audio.clip) == (10, 10 / 65_536)
-    shared = {"batch": 4, "weight_decay": 0.01, "schedule_counts": "samples", "warmup_epochs": 1.0}
-    for recipe in (meld, iemocap):
-        for network in ("teacher", "audio", "video", "fusion"):
-            values = flat(vars(recipe.stage(network)))
-            assert {name: values[name] for name in shared} == shared
