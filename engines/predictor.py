@@ -67,9 +67,10 @@ def choices(backend: str = "auto", precision: str = "auto") -> list[Choice]:
     order: list[tuple[Backend, str]]
     if gpu:
         order = [("tensorrt", "a GPU and TensorRT are there")] if installed() else []
-        order.append(("torch", "TensorRT cannot run here"))
+        order.append(("torch", "TensorRT cannot run here" if order else "a GPU without TensorRT"))
     else:
-        order = [("onnx", "no GPU; int8 changes some labels"), ("torch", "ONNX Runtime cannot run here")]
+        why = "no GPU" if asked else "no GPU; int8 changes some labels"
+        order = [("onnx", why), ("torch", "ONNX Runtime cannot run here")]
     ranked = [Choice(one, asked or usual[one], why) for one, why in order]
     if not gpu and precision in ("auto", "bf16") and multiplies_bfloat16():
         ranked.insert(0, Choice("torch", "bf16", "no GPU, but a processor with matrix products in bfloat16 (AMX)"))

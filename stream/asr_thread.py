@@ -56,13 +56,15 @@ class Transcribed:
 
 
 class Delivers(Protocol):
-    """Takes the results; stream.capture.Sender."""
+    """Takes the results, and drafts with words, of which it may do ahead what it can; stream.capture.Sender."""
 
     def utterance(self, utterance: Utterance, transcribed: Transcribed) -> None: ...
 
     def lost(self, utterance: Utterance, reason: str) -> None: ...
 
     def interim(self, interim: Interim, transcribed: Transcribed) -> None: ...
+
+    def drafted(self, draft: Draft) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -285,6 +287,8 @@ class AsrThread:
             self._tried[draft.channel] = _Tried(draft, said, started_ns, time.monotonic_ns())
             self._unread.append((draft, said))
             self.counters["drafts"] += 1
+            if said.rejected is None:
+                self._deliver.drafted(draft)
 
     def _confirmed(self, utterance: Utterance) -> Transcribed:
         taken_ns, decided_ns = time.monotonic_ns(), utterance.decided_ns

@@ -375,6 +375,10 @@ class Sender:
             whose = self.conversation.guess(interim.so_far)
             self.link.send(wire.Interim(**self._spoken(interim.so_far, transcribed, whose)))
 
+    def drafted(self, draft: Draft) -> None:
+        """Hear whose voice it is before it is certain that the utterance is over."""
+        self.conversation.hear_ahead(draft)
+
     def _spoken(self, utterance: Utterance, transcribed: Transcribed, whose: Attribution) -> dict[str, Any]:
         """The fields of wire.Spoken."""
         return {

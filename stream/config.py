@@ -74,8 +74,8 @@ class SegmenterConfig(Struct, frozen=True, forbid_unknown_fields=True):
     adaptive: bool = False
     hangover_min_ms: Annotated[int, Meta(ge=100)] = 420
     hangover_max_ms: Annotated[int, Meta(ge=100)] = 800
-    tail_ms: Natural = 200
-    speculate_ms: Natural = 200
+    tail_ms: Natural = 120
+    speculate_ms: Natural = 120
     max_ms: Annotated[int, Meta(ge=1000)] = 15_000
 
     @property

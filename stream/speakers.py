@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.config import SpeakersConfig
-from stream.items import SAMPLE_RATE_HZ, Pcm, Utterance
+from stream.items import SAMPLE_RATE_HZ, Draft, Pcm, Utterance
 from stream.voice import Voice, VoiceEncoder
 
 # Found on conversations of two and three voices, real and synthetic (bench/speakers.py, bench/LOG.md).
@@ -65,6 +65,10 @@ class Speakers(Protocol):
         """Who seems to speak, in a new dialogue if it `begins`; nothing is learned from it."""
         ...
 
+    def hear_ahead(self, pcm: Pcm) -> None:
+        """Do now what `who` would do for this very sound; nothing is learned from it."""
+        ...
+
     def forget(self) -> None:
         """A new dialogue begins."""
         ...
@@ -81,6 +85,9 @@ class OneSpeaker:
         """Always the same."""
         return self.who(pcm, channel)
 
+    def hear_ahead(self, pcm: Pcm) -> None:
+        """There is nothing to hear."""
+
     def forget(self) -> None:
         """There is nothing to forget."""
 
@@ -95,6 +102,9 @@ class SpeakerPerChannel:
     def guess(self, pcm: Pcm, channel: int, begins: bool) -> Speaker:
         """The channel's."""
         return self.who(pcm, channel)
+
+    def hear_ahead(self, pcm: Pcm) -> None:
+        """There is nothing to hear."""
 
     def forget(self) -> None:
         """There is nothing to forget."""
@@ -112,16 +122,23 @@ class SpeakersByVoice:
         self._encode = encode
         self._config = config
         self._clusters = VoiceClusters(config.threshold, config.most)
+        self._ahead: tuple[Pcm, Voice] | None = None
 
     def who(self, pcm: Pcm, channel: int) -> Speaker:
         """Whose voice it is, or whose it is nearest to."""
-        number, certain = self._clusters.assign(self._encode(pcm), len(pcm) / SAMPLE_RATE_HZ)
+        ahead, self._ahead = self._ahead, None
+        voice = ahead[1] if ahead is not None and np.array_equal(ahead[0], pcm) else self._encode(pcm)
+        number, certain = self._clusters.assign(voice, len(pcm) / SAMPLE_RATE_HZ)
         return Speaker(f"speaker{number + 1}", certain)
 
     def guess(self, pcm: Pcm, channel: int, begins: bool) -> Speaker:
         """Whose voice it is nearest to; never certain."""
         number = 0 if begins else self._clusters.nearest(self._encode(pcm))
         return Speaker(f"speaker{number + 1}", certain=False)
+
+    def hear_ahead(self, pcm: Pcm) -> None:
+        """Encode the voice; of several sounds the last is kept."""
+        self._ahead = (pcm, self._encode(pcm))
 
     def forget(self) -> None:
         """The next voice is `speaker1` again."""
@@ -227,6 +244,10 @@ class Conversation:
         self._last_end_ns = max(self._last_end_ns or 0, utterance.end_ns + utterance.slept_ns)
         return Attribution(self._speakers.who(_voiced(utterance), utterance.channel), self._dialogue)
 
+    def hear_ahead(self, draft: Draft) -> None:
+        """Hear the voice of what may be an utterance, so that `attribute` need not. In the thread of `attribute`."""
+        self._speakers.hear_ahead(_voiced(draft))
+
     def guess(self, utterance: Utterance) -> Attribution:
         """Whose an utterance that is not over seems to be, and of which dialogue; nothing is learned from it."""
         asked = any(asked_ns < utterance.heard_ns for asked_ns in tuple(self._asked_ns))
@@ -249,6 +270,6 @@ class Conversation:
         )
 
 
-def _voiced(utterance: Utterance) -> Pcm:
-    span = utterance.span
-    return utterance.pcm[span.voiced_start - span.start : span.voiced_end - span.start]
+def _voiced(speech: Utterance | Draft) -> Pcm:
+    span = speech.span
+    return speech.pcm[span.voiced_start - span.start : span.voiced_end - span.start]

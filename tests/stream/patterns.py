@@ -14,7 +14,8 @@ from stream.vad import FRAME_SAMPLES, Evidence
 
 LOUD, QUIET = 1000, 12
 # Whole frames: pre-roll 3, minimum 4, hangover 5, tail 2, maximum 60.
-CONFIG = SegmenterConfig(pre_roll_ms=90, min_speech_ms=120, hangover_ms=150, tail_ms=60, max_ms=1800)
+# Pauses are too short for a draft.
+CONFIG = SegmenterConfig(pre_roll_ms=90, min_speech_ms=120, hangover_ms=150, tail_ms=60, speculate_ms=200, max_ms=1800)
 PRE, MIN, HANG, TAIL, MAX = 3, 4, 5, 2, 60
 HINTED = msgspec.structs.replace(CONFIG, speculate_ms=60, hangover_min_ms=90, hangover_max_ms=240)
 

@@ -27,7 +27,7 @@ class FakeTranscriber:
     def __init__(self) -> None:
         self.go = threading.Event()
         self.go.set()
-        self.fail = self.dies = False
+        self.fail = self.dies = self.rejects = False
         self.busy = threading.Event()
         self.calls: list[int] = []
         self.failures = 0
@@ -41,7 +41,7 @@ class FakeTranscriber:
             raise TranscriptionError("the fake failed", "a transcript", "nothing")
         if self.dies:
             raise MemoryError("std::bad_alloc")
-        return Transcription(str(len(pcm)), None)
+        return Transcription(str(len(pcm)), "too unsure" if self.rejects else None)
 
     def glance(self, pcm: Pcm) -> Transcription:
         return self.transcribe(pcm)
@@ -54,6 +54,7 @@ class Delivered:
         self.results: list[tuple[int, Transcribed]] = []
         self.lost_ones: list[tuple[int, str]] = []
         self.interims: list[tuple[int, str]] = []
+        self.drafts: list[int] = []
         self.came = threading.Event()
         self.broken = False
 
@@ -68,6 +69,9 @@ class Delivered:
     def interim(self, interim: Interim, transcribed: Transcribed) -> None:
         self.interims.append((interim.so_far.seq, transcribed.said.rejected or transcribed.said.text))
         self.came.set()
+
+    def drafted(self, draft: Draft) -> None:
+        self.drafts.append(draft.span.end)
 
     @property
     def texts(self) -> list[tuple[int, str]]:
@@ -248,6 +252,17 @@ def test_a_draft_that_was_the_end_is_not_transcribed_again() -> None:
     assert here.asr.counters == {"drafts": 1, "drafts_used": 1, "interims_skipped": 0}
     assert [(drafted.span.end, said.text) for drafted, said in here.asr.tried()] == [(5, "5")]
     assert here.asr.tried() == []
+
+
+def test_only_a_draft_with_words_is_worth_doing_more_ahead() -> None:
+    with room() as here:
+        here.transcriber.rejects = True
+        here.asr.try_out(draft(4))
+        here.asr.settle()
+        here.transcriber.rejects = False
+        here.asr.try_out(draft(5))
+        here.asr.settle()
+    assert here.delivered.drafts == [5]
 
 
 def test_a_draft_of_another_span_or_channel_is_dropped() -> None:

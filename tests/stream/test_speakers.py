@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from stream.capture import Ears
 from stream.config import Config, SpeakersConfig
-from stream.items import SAMPLE_RATE_HZ, Missing, Pcm, Span, Utterance
+from stream.items import SAMPLE_RATE_HZ, Draft, Missing, Pcm, Span, Utterance
 from stream.replay import FileReplay
 from stream.speakers import (
     ENOUGH_S,
@@ -113,6 +113,7 @@ class FakeSpeakers:
     def __init__(self) -> None:
         self.forgot = 0
         self.asked: list[tuple[int, int]] = []
+        self.ahead: list[int] = []
 
     def who(self, pcm: Pcm, channel: int) -> Speaker:
         self.asked.append((len(pcm), channel))
@@ -120,6 +121,9 @@ class FakeSpeakers:
 
     def guess(self, pcm: Pcm, channel: int, begins: bool) -> Speaker:
         return Speaker("speaker1" if begins else f"speaker{len(self.asked)}", certain=False)
+
+    def hear_ahead(self, pcm: Pcm) -> None:
+        self.ahead.append(len(pcm))
 
     def forget(self) -> None:
         self.forgot += 1
@@ -140,6 +144,27 @@ def test_only_the_voiced_part_is_listened_to() -> None:
     conversation = Conversation(speakers, 120)
     assert conversation.attribute(utterance(1, 3, channel=2)) == Attribution(Speaker("speaker1", True), 0)
     assert speakers.asked == [(2 * SAMPLE_RATE_HZ - 160, 2)]
+    said = utterance(1, 3)
+    conversation.hear_ahead(Draft(0, said.span, said.pcm))
+    assert speakers.ahead == [2 * SAMPLE_RATE_HZ - 160]
+
+
+def test_a_voice_heard_ahead_is_encoded_once_and_only_taken_for_the_very_same_sound() -> None:
+    encoded: list[int] = []
+
+    def encode(pcm: Pcm) -> Voice:
+        encoded.append(int(pcm[0]))
+        return voice_of(int(pcm[0]), 0, 0)
+
+    first, second = (np.full(2 * SAMPLE_RATE_HZ, person, np.int16) for person in (1, 2))
+    speakers = SpeakersByVoice(encode, SpeakersConfig(mode="cluster"))
+    speakers.hear_ahead(first)
+    assert speakers.who(first.copy(), 0) == Speaker("speaker1", certain=True)
+    assert encoded == [1]
+    speakers.hear_ahead(first)
+    assert speakers.who(second, 0) == Speaker("speaker2", certain=True)
+    assert speakers.who(first, 0) == Speaker("speaker1", certain=True)
+    assert encoded == [1, 1, 2, 1]  # what was heard ahead is of the utterance that comes next
 
 
 @given(st.lists(st.tuples(st.floats(0, 300), st.floats(0.3, 15)), max_size=30), st.integers(0, 200))
