@@ -77,7 +77,7 @@ def conversation() -> Pcm:
 
 def test_utterances_carry_their_own_sound_and_times(conversation: Pcm) -> None:
     items = heard(FakeSource(conversation), Missing("no camera"), SegmenterConfig())
-    assert [type(item) for item in items] == [Started, Draft, Utterance, Started, Utterance]
+    assert [type(item) for item in items] == [Started, Draft, Utterance, Started, Draft, Utterance]
     first, second = (item for item in items if isinstance(item, Utterance))
     assert [first.seq, second.seq] == [0, 1]
     for utterance in (first, second):
