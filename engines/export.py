@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -94,10 +95,11 @@ def _reads_one(teacher: TextTeacher) -> TextTeacher:
 
 def graph_key(bundle: Bundle, part: Part) -> dict[str, str]:
     """Fields of a cache key: all that decides a part's graph but its precision."""
-    settings = bundle.config.to_json_string(use_diff=False)
+    settings = bundle.config.to_dict()
+    settings.pop("audio_left_pad_ms")  # of the samples, which are any number
     return {
         "weights": bundle.weights,
-        "config": hashlib.sha256(settings.encode()).hexdigest(),
+        "config": hashlib.sha256((json.dumps(settings, indent=2, sort_keys=True) + "\n").encode()).hexdigest(),
         "graph": part,
         "export": exporter(),
     }

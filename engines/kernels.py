@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from engines.build import Toolkit, gpu_name
-from engines.store import Store, read_manifest, verify
+from engines.store import Store, read_manifest
 from telme.errors import EngineError
 
 FOLDER = "kernels"
@@ -96,26 +96,17 @@ class Kernels:
         self._kept = content
 
     def _fill(self) -> None:
-        """Take what is kept for this GPU, and throw away what is damaged, or of another driver or version."""
+        """Take what is kept for this GPU and driver; what does not hold is written anew by `keep`."""
         if self._cache is None:
             raise EngineError(f"no runtime cache: {self._log.last()}", "one", "report this")
-        key = self._key()
-        for folder in self._store.folders():
-            fault = _fault(folder, key)
-            if fault:
-                _log.warning("%s; it is thrown away and compiled anew", fault)
-                self._store.remove(folder)
-        kept = self._store.find(key)
+        kept = self._store.find(self._key())
         if kept is None:
             return
         content = (kept / _FILE).read_bytes()
         if self._cache.deserialize(content):
             self._kept = content
             return
-        _log.warning(
-            "%s refuses %s: %s; it is thrown away and compiled anew", self._tensorrt.name, kept, self._log.last()
-        )
-        self._store.remove(kept)
+        _log.warning("%s refuses %s: %s; it is compiled anew", self._tensorrt.name, kept, self._log.last())
 
     def _key(self) -> dict[str, str]:
         return {
@@ -126,16 +117,6 @@ class Kernels:
             "driver": driver_version(),
             "cuda": str(torch.version.cuda),
         }
-
-
-def _fault(folder: Path, key: dict[str, str]) -> str:
-    """Why nobody will take these kernels any more; empty for whole ones of this machine, or of another GPU."""
-    try:
-        if verify(folder).key.get("gpu") == key["gpu"]:
-            verify(folder, key)
-    except EngineError as error:
-        return error.seen
-    return ""
 
 
 def _write(file: Path, content: bytes) -> None:

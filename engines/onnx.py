@@ -71,6 +71,18 @@ def _runner(part: Part, session: Any) -> Run:
     return run
 
 
+def check_onnx(precision: Precision) -> None:
+    """Check that ONNX Runtime is there and takes a precision.
+
+    Raises:
+        MissingDependency: onnxruntime is not installed.
+        UsageError: There is no such precision.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision {precision} on ONNX Runtime", f"one of {', '.join(PRECISIONS)}", "choose another")
+    import_onnxruntime()
+
+
 def cached_graph(bundle: Bundle, part: Part, precision: Precision, store: Store) -> Path:
     """A graph from the store; exported, and quantised where asked for, when it is not there.
 
@@ -79,8 +91,7 @@ def cached_graph(bundle: Bundle, part: Part, precision: Precision, store: Store)
         UsageError: There is no such precision.
         EngineError: The graph cannot be built or stored.
     """
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision {precision} on ONNX Runtime", f"one of {', '.join(PRECISIONS)}", "choose another")
+    check_onnx(precision)
     if part == "fusion":  # small, and its answer is the last
         precision = "fp32"
     maker = {"backend": "onnx", "version": import_onnxruntime().__version__}

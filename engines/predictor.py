@@ -12,10 +12,10 @@ import torch
 from engines.build import Progress, cached_plan, installed, toolkit
 from engines.cuda import torch_networks
 from engines.onednn import AS_IT_IS, cached_flat, need_bfloat16, onednn_networks
-from engines.onnx import cached_graph, onnx_networks
+from engines.onnx import cached_graph, check_onnx, onnx_networks
 from engines.spec import BuildSettings, Precision, RunSettings, default_profiles, graph_spec
 from engines.store import Store
-from engines.tensorrt import PlanNetworks, load_carried, tensorrt_networks
+from engines.tensorrt import PlanNetworks, check_runs_here, load_carried, tensorrt_networks
 from telme.bundle import Bundle
 from telme.config import Part
 from telme.errors import TelmeStreamError, UsageError
@@ -130,6 +130,24 @@ def networks_of(bundle: Bundle, choice: Choice, run: RunSettings, store: Store) 
             if choice.precision == "fp32":
                 return TorchNetworks(bundle.model)
             return torch_networks(bundle, choice.precision, run)
+
+
+def check_can_run(choice: Choice) -> None:
+    """Check that a backend can run here, as far as that shows before anything is built.
+
+    Raises:
+        UsageError: The backend has no such precision here.
+        MissingDependency: A package that it needs is not installed.
+        EngineError: It cannot run on this processor or GPU.
+    """
+    match choice.backend:
+        case "onnx":
+            check_onnx(choice.precision)
+        case "tensorrt":
+            check_runs_here(toolkit())
+        case "torch":
+            if _is_flat(choice.precision):
+                need_bfloat16()
 
 
 def built_ahead(

@@ -39,25 +39,27 @@ def build(
     """Compile the networks of a bundle ahead of time; those that are cached and whole are left as they are."""
     need_torch()
     stop_telemetry()
-    from engines.build import toolkit
     from engines.predictor import choices
     from engines.store import Store, default_root
-    from engines.tensorrt import check_runs_here
     from telme.bundle import open_bundle
 
     store = Store(default_root())
     ranked = choices(backend, precision)
     bundle = open_bundle(bundle_name)
-    for choice in ranked:
-        try:
-            if choice.backend == "tensorrt" and len(ranked) > 1:
-                check_runs_here(toolkit())  # the worker would take another one
-            _build_parts(store, choice, bundle)
-            break
-        except TelmeStreamError as error:
-            if choice == ranked[-1]:
-                raise
-            typer.echo(f"{choice.name} cannot run here: {error}", err=True)
+    choice = next((choice for choice in ranked[:-1] if _can_run(choice)), ranked[-1])
+    _build_parts(store, choice, bundle)
+
+
+def _can_run(choice: Choice) -> bool:
+    """Whether the worker would take it where it may choose; says why not."""
+    from engines.predictor import check_can_run
+
+    try:
+        check_can_run(choice)
+    except TelmeStreamError as error:
+        typer.echo(f"{choice.name} cannot run here: {error}", err=True)
+        return False
+    return True
 
 
 def _build_parts(store: Store, choice: Choice, bundle: Bundle) -> None:

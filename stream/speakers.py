@@ -65,7 +65,7 @@ class Speakers(Protocol):
         """Who seems to speak, in a new dialogue if it `begins`; nothing is learned from it."""
         ...
 
-    def hear_ahead(self, pcm: Pcm) -> None:
+    def hear_ahead(self, pcm: Pcm, channel: int) -> None:
         """Do now what `who` would do for this very sound; nothing is learned from it."""
         ...
 
@@ -85,7 +85,7 @@ class OneSpeaker:
         """Always the same."""
         return self.who(pcm, channel)
 
-    def hear_ahead(self, pcm: Pcm) -> None:
+    def hear_ahead(self, pcm: Pcm, channel: int) -> None:
         """There is nothing to hear."""
 
     def forget(self) -> None:
@@ -103,7 +103,7 @@ class SpeakerPerChannel:
         """The channel's."""
         return self.who(pcm, channel)
 
-    def hear_ahead(self, pcm: Pcm) -> None:
+    def hear_ahead(self, pcm: Pcm, channel: int) -> None:
         """There is nothing to hear."""
 
     def forget(self) -> None:
@@ -122,11 +122,11 @@ class SpeakersByVoice:
         self._encode = encode
         self._config = config
         self._clusters = VoiceClusters(config.threshold, config.most)
-        self._ahead: tuple[Pcm, Voice] | None = None
+        self._ahead: dict[int, tuple[Pcm, Voice]] = {}  # by channel
 
     def who(self, pcm: Pcm, channel: int) -> Speaker:
         """Whose voice it is, or whose it is nearest to."""
-        ahead, self._ahead = self._ahead, None
+        ahead = self._ahead.pop(channel, None)
         voice = ahead[1] if ahead is not None and np.array_equal(ahead[0], pcm) else self._encode(pcm)
         number, certain = self._clusters.assign(voice, len(pcm) / SAMPLE_RATE_HZ)
         return Speaker(f"speaker{number + 1}", certain)
@@ -136,9 +136,9 @@ class SpeakersByVoice:
         number = 0 if begins else self._clusters.nearest(self._encode(pcm))
         return Speaker(f"speaker{number + 1}", certain=False)
 
-    def hear_ahead(self, pcm: Pcm) -> None:
-        """Encode the voice; of several sounds the last is kept."""
-        self._ahead = (pcm, self._encode(pcm))
+    def hear_ahead(self, pcm: Pcm, channel: int) -> None:
+        """Encode the voice; of a channel's sounds the last is kept."""
+        self._ahead[channel] = (pcm, self._encode(pcm))
 
     def forget(self) -> None:
         """The next voice is `speaker1` again."""
@@ -246,7 +246,7 @@ class Conversation:
 
     def hear_ahead(self, draft: Draft) -> None:
         """Hear the voice of what may be an utterance, so that `attribute` need not. In the thread of `attribute`."""
-        self._speakers.hear_ahead(_voiced(draft))
+        self._speakers.hear_ahead(_voiced(draft), draft.channel)
 
     def guess(self, utterance: Utterance) -> Attribution:
         """Whose an utterance that is not over seems to be, and of which dialogue; nothing is learned from it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from telme.config import TelmeConfig
 from telme.evaluate import Report
@@ -36,9 +36,11 @@ def model_card(config: TelmeConfig, stage: str, reports: Mapping[str, Report], r
     is_grouped = stage != "teacher" and config.input_mode.fusion_across_batch
     protocol = "published protocol: groups of rows in the file's order" if is_grouped else "streaming protocol"
     trained = "\n".join(f"- {line}" for line in told(config.parts, record))
-    # What concerns several networks is the same for all: their mode and data set are the bundle's.
-    lines = dict.fromkeys(line for training in record.values() for line in training.changes)
-    changed = "\n".join(f"- {line}" for line in lines) or "- nothing"
+    whose: dict[str, list[str]] = {}
+    for part, training in record.items():
+        for line in training.changes:
+            whose.setdefault(line, []).append(part)
+    changed = "\n".join(_said(line, parts) for line, parts in whose.items()) or "- nothing"
     data = config.dataset
     return f"""# TelME, stage `{stage}`
 
@@ -66,6 +68,12 @@ words in place of written ones cost accuracy. Do not decide about people with it
 
 Licences: weights by whoever trained them; those of the encoders and of the data are their owners'.
 """
+
+
+def _said(change: str, parts: Sequence[str]) -> str:
+    """Most names tell whose they are; distillation is of both students, which may have been trained apart."""
+    apart = change.startswith("distillation.") and len(parts) == 1
+    return f"- {parts[0]}: {change}" if apart else f"- {change}"
 
 
 def compact_card(report: Report, command: str, reads_whole: bool) -> str:

@@ -9,6 +9,8 @@ read from any.
 
 from __future__ import annotations
 
+import errno
+import lzma
 import pickle
 import shutil
 import struct
@@ -65,14 +67,19 @@ def four_files(source: Path, dataset: str, model: TelmeModel, staging: Path) -> 
         return {part: CheckpointFile(name, source / name) for part, name in chosen.items()}
     try:
         with tarfile.open(source) as tar:
-            members = {member.name: member for member in tar if member.name.endswith(_SUFFIX)}
+            # What is no file under a name that nobody knows, as a folder or a link, is none of the four.
+            members = {
+                member.name: member
+                for member in tar
+                if member.name.endswith(_SUFFIX) and (member.isreg() or _is_known(member.name))
+            }
             archive = _Archive(source, tar, members, staging)
             chosen = search.chosen(list(members), archive.unpacked)
             paths = archive.unpacked(chosen.values())
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         # A damaged gzip is an OSError too, without a number.
-        is_damaged = getattr(error, "errno", None) is None
-        expected, remedy = (SOURCE, "fetch it again") if is_damaged else ("room beside --out", "free some space")
+        no_room = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        expected, remedy = ("room beside --out", "free some space") if no_room else (SOURCE, "fetch it again")
         raise BundleError(f"{source} cannot be unpacked: {error}", expected, remedy) from error
     return {part: CheckpointFile(name, paths[name]) for part, name in chosen.items()}
 
@@ -232,6 +239,10 @@ def _network(model: TelmeModel, part: Part) -> nn.Module:
     network = model.network(part)
     assert network is not None
     return network
+
+
+def _is_known(name: str) -> bool:
+    return any(_ends(name, item.names) for item in PARTS.values())
 
 
 def _ends(name: str, tails: Iterable[str]) -> bool:

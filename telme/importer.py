@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import shutil
 import tarfile
 import tempfile
@@ -43,7 +44,7 @@ _REPORTED_F1 = {"meld": "67.37", "iemocap": "70.48"}
 def _may_be_archive(path: Path) -> bool:
     try:
         return tarfile.is_tarfile(path)
-    except (EOFError, OSError, zlib.error):  # one that is damaged, which will be said when it is read
+    except (EOFError, OSError, zlib.error, lzma.LZMAError):  # one that is damaged, which will be said when it is read
         return True
 
 

@@ -247,6 +247,7 @@ class _Clips:
         reading.fusion = asdict(job.recipe.fusion_settings)  # so that the maker makes what the students read
         self.maker = FeatureMaker(bundle.tokenizer, reading)
         self.cache = MediaCache(cache, self.maker)
+        self._left_pad_ms = config.audio_left_pad_ms
         self.rows: dict[Split, list[Row]] = {}
         self.sources: dict[Split, list[ClipSource]] = {}
         self.prompts: dict[Split, list[tuple[int, ...]]] = {}
@@ -263,10 +264,12 @@ class _Clips:
         """Of what the student takes: another one where other clips are missing, their files are of other sizes, or
         sound and pictures are made in another way.
         """
+        padded = student == "audio" and self._left_pad_ms is not None
         return {
             split: digest_of(
                 [
                     FORMAT,
+                    *([self._left_pad_ms] if padded else []),
                     *(
                         None if student in missing else [_size(_file(source, student)), source.span_s]
                         for source, missing in zip(self.sources[split], self.reports[split].missing, strict=True)

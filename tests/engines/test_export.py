@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers.models.timesformer.modeling_timesformer import TimesformerSelfAttention
 
-from engines.export import example_inputs, export_graph, part_module, sdpa_timesformer
+from engines.export import example_inputs, export_graph, graph_key, part_module, sdpa_timesformer
 from engines.spec import Precision, graph_spec
 from telme.bundle import Bundle, load_bundle, save_bundle
 from telme.config import Part
@@ -144,3 +144,12 @@ def test_what_cannot_be_exported_says_what_can(tmp_path: Path) -> None:
         export_graph(bundle, "text", "int8", tmp_path)
     with pytest.raises(EngineError, match="cannot be exported"):
         export_graph(bundle, "text", "fp32", tmp_path / "nowhere")
+
+
+def test_a_left_pad_makes_no_other_graph(tmp_path: Path) -> None:
+    bundle = load_bundle(str(make_tiny_bundle(tmp_path / "tiny")))
+    before = graph_key(bundle, "text")
+    bundle.config.audio_left_pad_ms = 500
+    assert graph_key(bundle, "text") == before
+    bundle.config.max_turns += 1
+    assert graph_key(bundle, "text") != before

@@ -13,12 +13,13 @@ from stream import bus, capture, wire
 from stream.asr import Transcription
 from stream.asr_thread import Transcribed
 from stream.capture import Ears, Heard, Onward, Reporter, Sender
-from stream.config import AsrConfig, CameraConfig, Config, SegmenterConfig
+from stream.config import AsrConfig, CameraConfig, Config, SegmenterConfig, SpeakersConfig
 from stream.frames import FrameRing
 from stream.items import SAMPLE_RATE_HZ, AudioBlock, Draft, Interim, Missing, Pcm, Stalled, Utterance, VideoFrame
 from stream.segmenter import Started
-from stream.speakers import Conversation, OneSpeaker
+from stream.speakers import Conversation, OneSpeaker, SpeakersByVoice
 from stream.vad import Evidence
+from stream.voice import Voice
 
 NS_PER_SAMPLE = 62_500
 START_NS = 5_000_000_000
@@ -270,6 +271,26 @@ class FakeLink:
 def sender_to(link: FakeLink, hurries: threading.Event) -> Sender:
     hello = wire.Hello(wire.PROTOCOL, "s1", 1)
     return Sender(link, Reporter(link, "s1"), hello, Conversation(OneSpeaker(), 0), hurries)
+
+
+def test_a_voice_is_encoded_once_with_the_draft(conversation: Pcm) -> None:
+    encoded: list[int] = []
+
+    def encode(pcm: Pcm) -> Voice:
+        encoded.append(len(pcm))
+        return np.ones(2, np.float32)
+
+    link = FakeLink()
+    by_voice = Conversation(SpeakersByVoice(encode, SpeakersConfig(mode="cluster")), 0)
+    sender = replace(sender_to(link, threading.Event()), conversation=by_voice)
+    for item in heard(FakeSource(conversation), Missing("no camera"), SegmenterConfig()):
+        if isinstance(item, Draft):
+            sender.drafted(item)
+        elif isinstance(item, Utterance):
+            count = len(encoded)
+            sender.utterance(item, said("hello"))
+            assert len(encoded) == count
+    assert len(encoded) == 2
 
 
 def said(text: str) -> Transcribed:

@@ -177,6 +177,19 @@ def test_auto_compiles_no_plan_that_does_not_run_here(
     assert not cache.exists()
 
 
+@needs_no_gpu
+def test_auto_does_not_take_another_backend_for_a_cache_that_cannot_be_written(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines.predictor, "multiplies_bfloat16", lambda: False)
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert run("build", "--bundle", str(bundle), "--backend", "auto") == 1
+    said = capsys.readouterr()
+    assert said.err.startswith("telme-stream: error: the engine cache ")
+    assert said.out == ""
+
+
 def test_what_no_version_here_would_take_is_pruned(
     bundle: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,7 +113,7 @@ class FakeSpeakers:
     def __init__(self) -> None:
         self.forgot = 0
         self.asked: list[tuple[int, int]] = []
-        self.ahead: list[int] = []
+        self.ahead: list[tuple[int, int]] = []
 
     def who(self, pcm: Pcm, channel: int) -> Speaker:
         self.asked.append((len(pcm), channel))
@@ -122,8 +122,8 @@ class FakeSpeakers:
     def guess(self, pcm: Pcm, channel: int, begins: bool) -> Speaker:
         return Speaker("speaker1" if begins else f"speaker{len(self.asked)}", certain=False)
 
-    def hear_ahead(self, pcm: Pcm) -> None:
-        self.ahead.append(len(pcm))
+    def hear_ahead(self, pcm: Pcm, channel: int) -> None:
+        self.ahead.append((len(pcm), channel))
 
     def forget(self) -> None:
         self.forgot += 1
@@ -145,8 +145,8 @@ def test_only_the_voiced_part_is_listened_to() -> None:
     assert conversation.attribute(utterance(1, 3, channel=2)) == Attribution(Speaker("speaker1", True), 0)
     assert speakers.asked == [(2 * SAMPLE_RATE_HZ - 160, 2)]
     said = utterance(1, 3)
-    conversation.hear_ahead(Draft(0, said.span, said.pcm))
-    assert speakers.ahead == [2 * SAMPLE_RATE_HZ - 160]
+    conversation.hear_ahead(Draft(2, said.span, said.pcm))
+    assert speakers.ahead == [(2 * SAMPLE_RATE_HZ - 160, 2)]
 
 
 def test_a_voice_heard_ahead_is_encoded_once_and_only_taken_for_the_very_same_sound() -> None:
@@ -158,13 +158,15 @@ def test_a_voice_heard_ahead_is_encoded_once_and_only_taken_for_the_very_same_so
 
     first, second = (np.full(2 * SAMPLE_RATE_HZ, person, np.int16) for person in (1, 2))
     speakers = SpeakersByVoice(encode, SpeakersConfig(mode="cluster"))
-    speakers.hear_ahead(first)
+    speakers.hear_ahead(first, 0)
+    speakers.hear_ahead(second, 1)
     assert speakers.who(first.copy(), 0) == Speaker("speaker1", certain=True)
-    assert encoded == [1]
-    speakers.hear_ahead(first)
+    assert encoded == [1, 2]
+    encoded.clear()
+    speakers.hear_ahead(first, 0)
     assert speakers.who(second, 0) == Speaker("speaker2", certain=True)
     assert speakers.who(first, 0) == Speaker("speaker1", certain=True)
-    assert encoded == [1, 1, 2, 1]  # what was heard ahead is of the utterance that comes next
+    assert encoded == [1, 2, 1]  # what was heard ahead is of the utterance that comes next
 
 
 @given(st.lists(st.tuples(st.floats(0, 300), st.floats(0.3, 15)), max_size=30), st.integers(0, 200))

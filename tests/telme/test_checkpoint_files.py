@@ -87,6 +87,8 @@ def test_files_of_other_names_are_known_too(shelf: Shelf, tmp_path: Path, names:
     torch.save({"W.weight": torch.ones(2)}, source / "other.bin")
     (source / "worn.bin").write_bytes(b"worn")
     if packed:
+        (source / "logs.bin").mkdir()
+        (source / "best_link.bin").symlink_to("other.bin")
         pack(source, tmp_path / "renamed.tar.gz")
         source = tmp_path / "renamed.tar.gz"
     bundle = shelf.imported(source, tmp_path / "bundle", "iemocap")
@@ -195,3 +197,14 @@ def test_what_is_no_plain_file_in_an_archive_is_refused(
     member = tarfile.TarInfo("teacher.bin")
     member.type, member.linkname = kind, "/etc/hostname"
     refused(shelf, archive_with(tmp_path / "evil.tar", authors, member), tmp_path, "teacher.bin is no file")
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_a_flipped_bit_in_an_archive_is_one_line(shelf: Shelf, tmp_path: Path, kind: str) -> None:
+    archive = tmp_path / f"TelME.tar.{kind}"
+    with tarfile.open(archive, f"w:{kind}") as tar:  # type: ignore[call-overload]  # its modes are literals
+        tar.add(shelf.authors["meld"], "TelME")
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 2] ^= 0x40
+    archive.write_bytes(bytes(content))
+    refused(shelf, archive, tmp_path, "damaged|cannot be unpacked")

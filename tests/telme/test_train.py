@@ -263,7 +263,17 @@ def test_a_fusion_does_not_go_on_when_clips_have_changed(
         later.setattr(stages, "FORMAT", FORMAT + 1)  # the same files, from which something else is made
         assert main([*flags, "--resume"]) == 2
     assert "clips" in capsys.readouterr().err.splitlines()[-1]
+    pad_sounds(Path(start[1]), out / "padded")
+    assert main([*flags[: flags.index("--from")], "--from", str(out / "padded"), *start[2:], "--resume"]) == 2
+    assert "clips" in capsys.readouterr().err.splitlines()[-1]
     assert main([*flags, "--resume"]) == 0
+
+
+def pad_sounds(bundle: Path, target: Path) -> None:
+    """The bundle, whose sounds begin with half a second of zeros now."""
+    shutil.copytree(bundle, target)
+    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    (target / "config.json").write_text(json.dumps({**config, "audio_left_pad_ms": 500}), encoding="utf-8")
 
 
 @pytest.mark.parametrize(("stage", "before"), [("students", "teacher"), ("fusion", "students")])
