@@ -101,6 +101,7 @@ def test_a_recording_of_a_known_sentence(tmp_path: Path) -> None:
     assert {emotion.modalities["video"].reason for emotion in found} == {"pictures are switched off (--no-camera)"}
 
 
+@pytest.mark.usefixtures("hears_hangups")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_ctrl_c_and_the_terminals_end_leave_nothing(tmp_path: Path, number: signal.Signals) -> None:
     with running(tmp_path, "--input", CONVERSATION, "--events", "jsonl", *ANY_PORT) as run:

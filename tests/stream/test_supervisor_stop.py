@@ -125,19 +125,16 @@ def test_a_second_signal_kills_what_is_still_stopping(supervisor: Supervisor, ca
 # ----------------------------------------------------------------------------------------------- signals
 
 
+@pytest.mark.usefixtures("hears_hangups")
 def test_signals_are_counted_and_handlers_given_back() -> None:
     stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup themselves
-    try:
-        before = [signal.getsignal(number) for number in stops]
-        interrupts = Interrupts()
-        with interrupts.installed():
-            for count, number in enumerate(stops, 1):
-                os.kill(os.getpid(), number)
-                eventually(lambda count=count: interrupts.count == count, "the signal is counted")  # type: ignore[misc]
-        assert [signal.getsignal(number) for number in stops] == before
-    finally:
-        signal.signal(signal.SIGHUP, hangup)
+    before = [signal.getsignal(number) for number in stops]
+    interrupts = Interrupts()
+    with interrupts.installed():
+        for count, number in enumerate(stops, 1):
+            os.kill(os.getpid(), number)
+            eventually(lambda count=count: interrupts.count == count, "the signal is counted")  # type: ignore[misc]
+    assert [signal.getsignal(number) for number in stops] == before
 
 
 def test_what_nohup_made_deaf_stays_deaf() -> None:
