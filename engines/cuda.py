@@ -43,6 +43,14 @@ class Program(Protocol):
         """The network for exactly one shape, which is to be captured; or, for None, for whatever shapes come."""
         ...
 
+    def keep(self) -> None:
+        """Keep what has been compiled for the shapes so far, for the next start.
+
+        Raises:
+            EngineError: It cannot be kept.
+        """
+        ...
+
 
 class Device(Protocol):
     """What lanes need of a CUDA device; `CudaDevice` in earnest."""
@@ -329,6 +337,16 @@ class CudaNetworks(GraphNetworks):
         for lane in lanes.values():
             lane.warm()
         super().__init__(backend, BATCHES[-1], bundle.config, {part: lane.run for part, lane in lanes.items()})
+        self._keeping = list(programs.values())
+
+    def keep(self) -> None:
+        """Keep what has been compiled so far, for the next start; where that fails, say so once and do without."""
+        try:
+            for program in self._keeping:
+                program.keep()
+        except EngineError as error:
+            self._keeping = []
+            _log.warning("%s; the next start compiles for the GPU again; %s", error.seen, error.remedy)
 
 
 class TorchProgram:
@@ -345,6 +363,9 @@ class TorchProgram:
     def work(self, sizes: Sizes | None) -> Work:
         """See Program: torch runs at any shape."""
         return self._run
+
+    def keep(self) -> None:
+        """Nothing is compiled."""
 
     def _run(self, inputs: Inputs) -> Outputs:
         with torch.inference_mode(), sdpa_timesformer():

@@ -10,12 +10,12 @@ from typing import Literal, get_args
 import torch
 
 from engines.build import Progress, cached_plan, installed, toolkit
-from engines.cuda import torch_networks
+from engines.cuda import CudaNetworks, torch_networks
 from engines.onednn import AS_IT_IS, cached_flat, need_bfloat16, onednn_networks
 from engines.onnx import cached_graph, check_onnx, onnx_networks
 from engines.spec import BuildSettings, Precision, RunSettings, default_profiles, graph_spec
 from engines.store import Store
-from engines.tensorrt import PlanNetworks, check_runs_here, load_carried, tensorrt_networks
+from engines.tensorrt import check_runs_here, load_carried, tensorrt_networks
 from telme.bundle import Bundle
 from telme.config import Part
 from telme.errors import TelmeStreamError, UsageError
@@ -93,12 +93,12 @@ class EnginePredictor(NetworkPredictor):
     def __init__(self, bundle: Bundle, ranked: list[Choice], run: RunSettings, store: Store) -> None:
         networks, self.choice = _first_that_runs(bundle, ranked, run, store)
         super().__init__(bundle, networks)
-        self._plans = networks if isinstance(networks, PlanNetworks) else None
+        self._networks_on_gpu = networks if isinstance(networks, CudaNetworks) else None
 
     def keep(self) -> None:
         """Keep what the backend has compiled while it ran, so that the next start need not."""
-        if self._plans is not None:
-            self._plans.keep()
+        if self._networks_on_gpu is not None:
+            self._networks_on_gpu.keep()
 
 
 def _first_that_runs(bundle: Bundle, ranked: list[Choice], run: RunSettings, store: Store) -> tuple[Networks, Choice]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from engines.build import Toolkit, build_tiny_plan, cached_plan, carried_plan, gpu_name, make_logger, toolkit
-from engines.cuda import CudaDevice, CudaNetworks, Device, Inputs, Outputs, Work
+from engines.cuda import CudaDevice, CudaNetworks, Device, Inputs, Outputs, Program, Work
 from engines.kernels import Kernels
 from engines.shapes import Sizes, extent
 from engines.spec import BuildSettings, GraphSpec, Precision, Profile, RunSettings, default_profiles, graph_spec
@@ -173,11 +173,7 @@ class PlanProgram:
         return partial(PlanProgram._launch, self, context)
 
     def keep(self) -> None:
-        """Keep what has been compiled for the shapes so far.
-
-        Raises:
-            EngineError: It cannot be kept.
-        """
+        """See Program."""
         self._plan.kernels.keep()
 
     def _launch(self, context: Any, inputs: Inputs) -> Outputs:
@@ -206,33 +202,6 @@ class PlanProgram:
         if any(words in said.lower() for words in _NO_ROOM):
             raise OutOfMemory(seen, "free GPU memory", "stop what else uses the GPU")
         raise PredictorError(seen, "an answer", "run telme-stream engines verify and report this")
-
-
-class PlanNetworks(CudaNetworks):
-    """A bundle's networks as plans, with what TensorRT compiles for them when they run.
-
-    Args:
-        bundle: Gives the interfaces.
-        plans: Its parts.
-        device: Where.
-        backend: What runs them.
-        graphs: Whether to capture CUDA graphs.
-    """
-
-    def __init__(
-        self, bundle: Bundle, plans: Mapping[Part, PlanProgram], device: Device, backend: str, graphs: bool
-    ) -> None:
-        super().__init__(bundle, plans, device, backend, graphs)
-        self._plans = list(plans.values())
-
-    def keep(self) -> None:
-        """Keep what has been compiled so far, for the next start; where that fails, say so once and do without."""
-        try:
-            for plan in self._plans:
-                plan.keep()
-        except EngineError as error:
-            self._plans = []
-            _log.warning("%s; the next start compiles for the GPU again; %s", error.seen, error.remedy)
 
 
 def bindings(spec: GraphSpec, inputs: Inputs, outputs: Iterable[Tensor]) -> list[tuple[str, Tensor]]:
@@ -278,7 +247,7 @@ def tensorrt_networks(
     run: RunSettings,
     store: Store,
     device: Device | None = None,
-) -> PlanNetworks:
+) -> CudaNetworks:
     """The networks as TensorRT plans, built now if the cache has none.
 
     Raises:
@@ -289,7 +258,7 @@ def tensorrt_networks(
     where = CudaDevice() if device is None else device
     tensorrt = toolkit()
     check_runs_here(tensorrt)
-    programs: dict[Part, PlanProgram] = {}
+    programs: dict[Part, Program] = {}
     for part in bundle.config.parts:
         spec = graph_spec(bundle.config, part)
         settings = BuildSettings(precision, default_profiles(spec))
@@ -297,4 +266,4 @@ def tensorrt_networks(
         if plan is None:
             plan = Plan(tensorrt, cached_plan(store, tensorrt, bundle, part, settings))
         programs[part] = PlanProgram(plan, spec, settings.profiles, where)
-    return PlanNetworks(bundle, programs, where, f"{tensorrt.name}-{precision}", run.cuda_graphs)
+    return CudaNetworks(bundle, programs, where, f"{tensorrt.name}-{precision}", run.cuda_graphs)

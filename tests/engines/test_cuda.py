@@ -44,6 +44,9 @@ class Summing:
         self.prepared.append(sizes)
         return self._sum
 
+    def keep(self) -> None:
+        """It compiles nothing."""
+
     def _sum(self, inputs: Inputs) -> Outputs:
         if len(inputs["ids"]) > self._most_rows:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")

@@ -16,12 +16,13 @@ import engines.kernels
 import engines.predictor
 import engines.store
 import engines.tensorrt
+from engines.cuda import CudaNetworks
 from engines.export import example_inputs, part_module
 from engines.kernels import driver_version
 from engines.predictor import EnginePredictor, choices
 from engines.spec import RunSettings, default_profiles, graph_spec
 from engines.store import Store
-from engines.tensorrt import PlanNetworks, tensorrt_networks
+from engines.tensorrt import tensorrt_networks
 from telme.bundle import Bundle, load_bundle
 from tests.bundles import make_tiny_bundle
 from tests.engines.fake_cuda import FakeDevice, FakeEngine, FakeRuntimeCache, FakeRuntimeConfig
@@ -51,7 +52,7 @@ class Machine:
             self._patch.setattr(module, "gpu_name", lambda: gpu)
         self._patch.setattr(engines.kernels, "driver_version", lambda: driver)
 
-    def start(self, settings: Callable[[FakeEngine], Any] = FakeRuntimeConfig) -> tuple[PlanNetworks, FakeEngine]:
+    def start(self, settings: Callable[[FakeEngine], Any] = FakeRuntimeConfig) -> tuple[CudaNetworks, FakeEngine]:
         """The networks made ready, and the engine of the only one."""
         spec = graph_spec(self._bundle.config, "text")
         engine = FakeEngine(spec, default_profiles(spec), part_module(self._bundle, "text", "fp32"))
@@ -75,7 +76,7 @@ def machine(tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> 
     return Machine(tmp_path / "cache", bundle, monkeypatch)
 
 
-def ask(networks: PlanNetworks, bundle: Bundle, rows: int) -> torch.Tensor:
+def ask(networks: CudaNetworks, bundle: Bundle, rows: int) -> torch.Tensor:
     return networks.text(*example_inputs(graph_spec(bundle.config, "text"), rows, 5).values()).logits
 
 
