@@ -2,7 +2,7 @@
 
 int8 is dynamic quantisation: weights are rounded once, per output channel, and activations at each call with a scale
 for the whole tensor, and what that leaves with a scale of its own. Those depend on all rows of a batch, so int8 answers
-one utterance at a time.
+one utterance at a time. Weights have a sign where the processor's product of such bytes is exact, and none elsewhere.
 
 Shapes: B utterances, T tokens, S samples, F video frames, D = 768 feature, C classes.
 """
@@ -27,6 +27,7 @@ from engines.store import Store
 from telme.bundle import Bundle
 from telme.config import Part
 from telme.errors import EngineError, MissingDependency, OutOfMemory, PredictorError, UsageError
+from telme.processor import adds_int8_exactly
 
 # Its release builds report to their makers unless this is set before the first import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -95,7 +96,8 @@ def cached_graph(bundle: Bundle, part: Part, precision: Precision, store: Store)
     if part == "fusion":  # small, and its answer is the last
         precision = "fp32"
     maker = {"backend": "onnx", "version": import_onnxruntime().__version__}
-    maker |= {"quantised": _QUANTISED_REVISION} if precision == "int8" else {}
+    signed = adds_int8_exactly()
+    maker |= {"quantised": f"{_QUANTISED_REVISION} {'signed' if signed else 'unsigned'}"} if precision == "int8" else {}
     key = {**graph_key(bundle, part), **BuildSettings(precision).key(), **maker}
 
     def build(folder: Path) -> None:
@@ -104,12 +106,12 @@ def cached_graph(bundle: Bundle, part: Part, precision: Precision, store: Store)
             export_graph(bundle, part, "fp32", folder)
             return
         with TemporaryDirectory(dir=folder) as whole:
-            quantise(export_graph(bundle, part, "fp32", Path(whole)), folder / f"{part}.onnx")
+            quantise(export_graph(bundle, part, "fp32", Path(whole)), folder / f"{part}.onnx", signed)
 
     return store.get_or_build(key, build) / f"{part}.onnx"
 
 
-def quantise(graph: Path, target: Path) -> None:
+def quantise(graph: Path, target: Path, signed: bool) -> None:
     """Write a float32 graph with int8 weights, rounded per output channel.
 
     What rounding takes from an activation is rounded itself and multiplied too, with a scale of its own: 16 bits in two
@@ -118,6 +120,7 @@ def quantise(graph: Path, target: Path) -> None:
     Args:
         graph: Its weights may lie beside it; a second graph is written there.
         target: The quantised graph.
+        signed: Weights are -128 to 127 around 0; otherwise 0 to 255, which AVX2 multiplies in a wider type.
 
     Raises:
         MissingDependency: onnx is not installed.
@@ -141,7 +144,7 @@ def quantise(graph: Path, target: Path) -> None:
             target,
             op_types_to_quantize=[_PRODUCT],
             per_channel=True,
-            weight_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8 if signed else QuantType.QUInt8,
             extra_options={"MatMulConstBOnly": True},
         )
     except (RuntimeError, ValueError, OSError, DecodeError) as error:

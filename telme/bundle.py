@@ -243,6 +243,9 @@ def write_bundle(
             (beside / CARD_FILE).write_text(card, encoding="utf-8")
             (beside / RECORD_FILE).write_bytes(encoded(record))
             for path in beside.iterdir():
+                # safetensors makes its files for their owner alone; the others are as the user's mask has them.
+                path.chmod((beside / RECORD_FILE).stat().st_mode)
+            for path in beside.iterdir():
                 path.replace(folder / path.name)
             lines = [f"{digest}  {name}\n" for name, digest in digests(folder).items()]
             (beside / SUMS_FILE).write_text("".join(lines), encoding="utf-8")

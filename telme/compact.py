@@ -3,7 +3,8 @@
 Two runs. The first, from all-mpnet-base-v2, makes the teacher; the second, with `--teacher`, a small encoder that is
 taught by the labels and by the teacher's answers (Hinton et al. 2015). Dialogues are packed (`telme.packing`), so that
 an epoch of MELD takes minutes on one core; with `--whole` they are not, and every token sees all. A moving average of
-the weights is kept (Polyak and Juditsky 1992); a run chooses nothing on dev but the temperature.
+the weights is kept (Polyak and Juditsky 1992); a run chooses nothing on dev but the temperature and, from what it says
+there without the labels, the rule by which rare classes are answered (`telme.rule`).
 """
 
 from __future__ import annotations
@@ -17,118 +18,51 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, load_model, save_file
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import Sampler
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoTokenizer,
     PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
     get_linear_schedule_with_warmup,
 )
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from telme.bundle import Bundle, open_bundle, save_bundle, sha256_of
 from telme.card import compact_card
-from telme.checkpoints import begin, mark_complete, step_of
+from telme.checkpoints import begin, step_of
 from telme.config import TelmeConfig
 from telme.data import Row, annotation_file, read_split
 from telme.datasets import MELD_DATA, Split
 from telme.dialogue import SPEAKER_TOKENS
 from telme.errors import INTERRUPTED, DataError, TelmeStreamError, UsageError
-from telme.evaluate import score
+from telme.evaluate import Report
 from telme.features import FeatureMaker
-from telme.fitting import fit_temperature, no_room, one_device, usable
-from telme.lessons import MAX_TURNS, Lessons, answers, collate, read
+from telme.fitting import fit_temperature, no_room, one_device, report_of, usable
+from telme.lessons import MAX_TURNS, Lessons, answers, collate
 from telme.models import TextTeacher, resize_vocabulary
 from telme.processor import knows_bfloat16
-from telme.recipes import Precision
+from telme.pupil import SMOOTHING, WEIGHT_DECAY, Average, Coach, Pupil, parameter_groups
+from telme.recipes import StageRecipe
+from telme.record import Record, Training
+from telme.rule import offsets_for_f1
 
 # More than any dialogue of MELD holds: training packs are never cut.
 TRAINING_TOKENS = 512
-WEIGHT_DECAY = 0.01
+LARGEST_NORM = 1.0
 # Share of the steps in which the rates rise; then they fall to 0.
 WARMUP = 0.1
-SMOOTHING = 0.05
-# Share of the logarithm of the classes' frequencies that is taken off the logits (Menon et al. 2021, section 4.1).
-PRIOR = 0.3
-# Distillation: weight of the teacher's answers, their temperature, how often a dialogue is entered late.
-TEACHER_WEIGHT = 0.7
-TEACHER_TEMPERATURE = 2.0
+# How often a dialogue is entered late, in distillation.
 LATE_START = 0.3
 # Of the bundle in use: what two CPU cores read in real time; on dev, longer prompts bring nothing (bench/LOG.md).
 SERVED_TOKENS = 96
 # What a teacher says of the training split: logits [rows, C] float32.
 ANSWERS_FILE = "train_logits-{}.safetensors"
-# Steps between two additions to the moving average of the weights, and its memory in epochs.
-AVERAGE_EVERY = 4
-AVERAGE_EPOCHS = 0.5
 _SPLITS: tuple[Split, Split] = ("train", "dev")
-
-
-class Pupil(nn.Module):
-    """A text teacher in training: a batch of lessons in, the loss out.
-
-    Args:
-        teacher: It.
-        decay: Of the moving average of its weights, `averaged`, at each `AVERAGE_EVERY` steps.
-    """
-
-    def __init__(self, teacher: TextTeacher, decay: float) -> None:
-        super().__init__()
-        self.teacher = teacher
-        # A part of the module, so that the Trainer's checkpoints hold it.
-        self.averaged = AveragedModel(teacher, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
-        self.averaged.requires_grad_(False)
-
-    @property
-    def average(self) -> TextTeacher:
-        """The teacher with the moving average of its weights."""
-        module = self.averaged.module
-        assert isinstance(module, TextTeacher)
-        return module
-
-    def forward(self, batch: dict[str, Tensor], labels: Tensor, taught: Tensor | None) -> dict[str, Tensor]:
-        """Cross-entropy, and where a teacher's logits are given the divergence from them."""
-        logits = read(self.teacher, batch)
-        if taught is None:
-            return {"loss": functional.cross_entropy(logits, labels, label_smoothing=SMOOTHING)}
-        divergence = functional.kl_div(
-            functional.log_softmax(logits / TEACHER_TEMPERATURE, 1),
-            functional.softmax(taught / TEACHER_TEMPERATURE, 1),
-            reduction="batchmean",
-        )
-        alone = functional.cross_entropy(logits, labels)
-        return {"loss": TEACHER_WEIGHT * TEACHER_TEMPERATURE**2 * divergence + (1 - TEACHER_WEIGHT) * alone}
-
-
-class _Average(TrainerCallback):
-    """Adds to the moving average of the weights, and marks whole checkpoints."""
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
-        mark_complete(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
-        pupil: Pupil = given["model"]
-        if state.global_step % AVERAGE_EVERY == 0 or state.global_step == state.max_steps:
-            pupil.averaged.update_parameters(pupil.teacher)
-
-
-class _Coach(Trainer):
-    """A Trainer whose batches are of dialogues of like lengths."""
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return LengthGroupedSampler(self.args.train_batch_size, lengths=self.train_dataset.lengths)  # type: ignore
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -173,6 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make(options: argparse.Namespace) -> None:
     """Train, shift the classes' logits, fit the temperature on dev and save a bundle."""
     one_device()
+    options.precision = usable("bfloat16")
     torch.manual_seed(options.seed)
     rows = {split: read_split(options.data, split) for split in _SPLITS}
     if not options.init.is_dir():
@@ -184,19 +119,32 @@ def make(options: argparse.Namespace) -> None:
     lessons = Lessons(rows["train"], FeatureMaker(tokenizer, config), not options.whole, taught, late)
     teacher = _trained(teacher, lessons, tokenizer, config, options)
     with torch.no_grad():
-        teacher.classifier.bias.sub_(PRIOR * _log_frequencies(rows["train"]))
         for parameter in teacher.parameters():
             parameter.copy_(parameter.half())  # as the bundle keeps them: its figures are theirs
-    config.logit_prior = PRIOR
     config.max_prompt_tokens = options.max_tokens
-    logits = answers(teacher, rows["dev"], tokenizer, config)
-    truth = [row.label for row in rows["dev"]]
-    config.calibration_temperature = fit_temperature(logits.numpy(), truth)
-    report = score((logits.double() / config.calibration_temperature).softmax(1).numpy(), truth, config.label_set)
-    save_bundle(
-        options.out / "bundle", config, teacher, tokenizer, compact_card(report, _command(options), options.whole)
-    )
+    report = _ruled(teacher, config, tokenizer, rows["dev"])
+    card = compact_card(report, _command(options), options.whole)
+    record: Record = {"text": _record(options, _planned(options, lessons), report)}
+    save_bundle(options.out / "bundle", config, teacher, tokenizer, card, record=record)
     print(json.dumps({**vars(report), "temperature": config.calibration_temperature}))  # noqa: T201
+
+
+def _ruled(
+    teacher: TextTeacher, config: TelmeConfig, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
+) -> Report:
+    """Shift the classes' logits to the best expected F1 and fit the temperature, both on dev; returns the scores."""
+    truth = [row.label for row in rows]
+    logits = answers(teacher, rows, tokenizer, config)
+    temperature = fit_temperature(logits.numpy(), truth)
+    offsets = temperature * offsets_for_f1((logits.double() / temperature).softmax(1).numpy())
+    bias = teacher.classifier.bias
+    shifted = (bias.detach() + torch.from_numpy(offsets)).half()  # as the bundle keeps it
+    config.logit_offsets = (shifted - bias.detach()).tolist()
+    with torch.no_grad():
+        bias.copy_(shifted)
+    logits += torch.tensor(config.logit_offsets)
+    config.calibration_temperature = fit_temperature(logits.numpy(), truth)
+    return report_of(logits.numpy(), np.asarray(truth), config.label_set, config.calibration_temperature)
 
 
 def _trained(
@@ -207,22 +155,20 @@ def _trained(
     options: argparse.Namespace,
 ) -> TextTeacher:
     """Train it; returns the moving average, on the CPU."""
-    steps = math.ceil(len(lessons) / options.batch)
-    pupil = Pupil(teacher, max(0.0, 1 - AVERAGE_EVERY / (AVERAGE_EPOCHS * steps)))
+    pupil = Pupil(teacher, math.ceil(len(lessons) / options.batch))
     speakers = [tokenizer.get_vocab()[token] for token in SPEAKER_TOKENS]
-    optimizer = torch.optim.AdamW(_parameter_groups(teacher, speakers, options), fused=True)
-    planned = math.ceil(options.epochs * steps)
+    optimizer = torch.optim.AdamW(parameter_groups(teacher, speakers, options.lr, options.head_lr), fused=True)
+    planned = _planned(options, lessons)
     schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(WARMUP * planned), planned)  # type: ignore[no-untyped-call]
-    precision = usable("bfloat16")
-    trainer = _Coach(
+    trainer = Coach(
         model=pupil,
-        args=_arguments(options, precision),
+        args=_arguments(options),
         data_collator=lambda some: collate(some, tokenizer, config),
         train_dataset=lessons,
         optimizers=(optimizer, schedule),
-        callbacks=[_Average()],
+        callbacks=[Average()],
     )
-    checkpoint = begin(options.out, {**_settings(options), "precision": precision}, options.resume)
+    checkpoint = begin(options.out, _settings(options), options.resume)
     if checkpoint is not None and step_of(checkpoint) >= (options.max_steps if options.max_steps > 0 else planned):
         # It ended before its bundle was written. The Trainer would take a step before it looks how many it has taken.
         load_model(pupil, checkpoint / SAFE_WEIGHTS_NAME)
@@ -232,6 +178,12 @@ def _trained(
         except torch.OutOfMemoryError as error:
             raise no_room(error, options.batch, "") from error
     return pupil.average.cpu().eval()
+
+
+def _planned(options: argparse.Namespace, lessons: Lessons) -> int:
+    """Steps of the optimizer of all epochs."""
+    planned: int = math.ceil(options.epochs * math.ceil(len(lessons) / options.batch))
+    return planned
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -313,43 +265,20 @@ def _answered(teacher: Path, rows: Sequence[Row]) -> Path:
         network, config = bundle.model.text, bundle.config
         if config.turn_starts is not None:
             config.max_prompt_tokens = TRAINING_TOKENS
-        taken_off = config.logit_prior * _log_frequencies(rows)
+        offsets = torch.tensor(config.logit_offsets or [0.0] * len(labels.names))
         with torch.autocast("cpu", torch.bfloat16, enabled=knows_bfloat16()):
             logits = answers(network, rows, bundle.tokenizer, config)
-        save_file({"logits": logits + taken_off}, path)
+        save_file({"logits": logits - offsets}, path)
     return path
 
 
 def _answers_name(bundle: Bundle, rows: Sequence[Row]) -> str:
-    """Of the file with a bundle's answers; other weights, another share of the prior or other rows have another one."""
-    key = hashlib.sha256(f"{bundle.weights} {bundle.config.logit_prior} {list(rows)}".encode())
+    """Of the file with a bundle's answers; other weights, other offsets or other rows have another one."""
+    key = hashlib.sha256(f"{bundle.weights} {bundle.config.logit_offsets} {list(rows)}".encode())
     return ANSWERS_FILE.format(key.hexdigest()[:12])
 
 
-def _parameter_groups(
-    teacher: TextTeacher, speakers: Sequence[int], options: argparse.Namespace
-) -> list[dict[str, Any]]:
-    """Of the embeddings only the speaker tokens' and the layer norm are trained; vectors do not decay."""
-    for name, parameter in teacher.text_model.named_parameters():
-        parameter.requires_grad_(not name.startswith("embeddings.") or "LayerNorm" in name)
-    words = teacher.text_model.get_input_embeddings().weight
-    assert isinstance(words, nn.Parameter)
-    is_speaker = torch.zeros(len(words), 1)
-    is_speaker[list(speakers)] = 1
-    words.requires_grad_(True)
-    words.register_hook(lambda gradient: gradient * is_speaker.to(gradient.device))  # type: ignore[no-untyped-call]
-    body = [p for p in teacher.text_model.parameters() if p.requires_grad and p is not words]
-    heads = [*teacher.W.parameters(), *teacher.classifier.parameters()]
-    groups = ((body, options.lr, WEIGHT_DECAY), ([words], options.head_lr, 0.0), (heads, options.head_lr, WEIGHT_DECAY))
-    return [
-        {"params": chosen, "lr": rate, "weight_decay": decay if matrices else 0.0}
-        for parameters, rate, decay in groups
-        for matrices in (True, False)
-        if (chosen := [parameter for parameter in parameters if (parameter.dim() > 1) == matrices])
-    ]
-
-
-def _arguments(options: argparse.Namespace, precision: Precision) -> TrainingArguments:
+def _arguments(options: argparse.Namespace) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(options.out),
         num_train_epochs=options.epochs,
@@ -357,9 +286,9 @@ def _arguments(options: argparse.Namespace, precision: Precision) -> TrainingArg
         per_device_train_batch_size=options.batch,
         remove_unused_columns=False,
         label_names=["labels"],
-        max_grad_norm=1.0,
-        bf16=precision == "bfloat16",
-        fp16=precision == "float16",
+        max_grad_norm=LARGEST_NORM,
+        bf16=options.precision == "bfloat16",
+        fp16=options.precision == "float16",
         use_cpu=not torch.cuda.is_available(),
         eval_strategy="no",
         save_strategy="epoch",
@@ -370,11 +299,33 @@ def _arguments(options: argparse.Namespace, precision: Precision) -> TrainingArg
     )
 
 
-def _log_frequencies(rows: Sequence[Row]) -> Tensor:
-    """Logarithms of the classes' frequencies [C]."""
-    counts = torch.bincount(torch.tensor([row.label for row in rows]), minlength=len(MELD_DATA.labels.names))
-    # A class that is not in the rows counts as one utterance.
-    return (counts.clamp(min=1) / counts.sum()).log()
+def _record(options: argparse.Namespace, planned: int, report: Report) -> Training:
+    """What the bundle tells of the run; the weights that are kept are the average at its end."""
+    steps = min(planned, options.max_steps) if options.max_steps > 0 else planned
+    how = StageRecipe(
+        epochs=options.epochs,
+        batch=options.batch,
+        lr=options.lr,
+        head_lr=options.head_lr,
+        clip=LARGEST_NORM,
+        weight_decay=WEIGHT_DECAY,
+        warmup_epochs=WARMUP * options.epochs,
+        label_smoothing=0.0 if options.teacher else SMOOTHING,
+        precision=options.precision,
+    )
+    changes = (f"the whole recipe is another one: telme.compact {' '.join(_command(options).split())}",)
+    return Training(
+        stage="teacher",
+        dataset=MELD_DATA.name,
+        recipe="compact",
+        how=how,
+        changes=changes,
+        seed=options.seed,
+        init=options.init.name,
+        steps=steps,
+        best_step=steps,
+        dev_weighted_f1=report.weighted_f1,
+    )
 
 
 def _command(options: argparse.Namespace) -> str:

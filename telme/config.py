@@ -55,8 +55,8 @@ class TelmeConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
         max_prompt_tokens: Prompt length in tokens, mask included; older tokens are cut (paper: 512).
         max_turns: Turns of context, the current one included.
         calibration_temperature: Logits are divided by it before the softmax; fitted on dev, 1 leaves them as they are.
-        logit_prior: Share of the logarithms of the training split's class frequencies that was taken off the text
-            teacher's logits after training, in its weights (Menon et al. 2021, section 4.1); 0 for none.
+        logit_offsets: What was added to the text teacher's logits [C] after training, in its weights, so that the
+            likeliest class is the best answer by weighted F1 (`telme.rule`); None for nothing.
         turn_starts: Ids of the tokens that begin a turn or the question at the end. Where they are given, a token of
             the prompt sees its own turn and those before it; without them, the whole prompt (paper).
     """
@@ -73,7 +73,7 @@ class TelmeConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
     max_prompt_tokens: int = 512
     max_turns: int = 24
     calibration_temperature: float = 1.0
-    logit_prior: float = 0.0
+    logit_offsets: list[float] | None = None
     turn_starts: list[int] | None = None
 
     def __post_init__(self, **settings: Any) -> None:

@@ -13,3 +13,12 @@ def knows_bfloat16() -> bool:
 def multiplies_bfloat16() -> bool:
     """Whether it has matrix products in bfloat16 (AMX); without them bfloat16 gains nothing sure."""
     return knows_bfloat16() and bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
+def adds_int8_exactly() -> bool:
+    """Whether products of signed and unsigned bytes are added without loss (VNNI; all processors but x86).
+
+    AVX2 alone adds two such products in 16 bits, where the largest no longer fit.
+    """
+    can = torch.cpu.get_capabilities()
+    return not can.get("avx2", False) or any(can.get(name, False) for name in ("avx512_vnni", "avx_vnni"))

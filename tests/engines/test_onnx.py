@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto, helper, load, numpy_helper, save
 
 from engines import onnx, predictor
 from engines.onnx import onnx_networks
@@ -19,6 +20,7 @@ from engines.store import Store
 from telme.bundle import Bundle, open_bundle
 from telme.errors import EngineError, OutOfMemory, PredictorError, UsageError
 from telme.predictor import NetworkPredictor, TorchPredictor
+from telme.processor import adds_int8_exactly
 from tests.bundles import make_tiny_bundle
 from tests.telme.test_predictor import mixed
 
@@ -155,4 +157,59 @@ def test_precisions_that_a_backend_lacks_are_refused(bundle: Bundle, store: Stor
 def test_quantising_needs_a_graph(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_bytes(np.zeros(9, np.uint8).tobytes())
     with pytest.raises(EngineError, match="cannot be quantised"):
-        onnx.quantise(tmp_path / "text.onnx", tmp_path / "out.onnx")
+        onnx.quantise(tmp_path / "text.onnx", tmp_path / "out.onnx", signed=True)
+
+
+@pytest.mark.parametrize("signed", sorted({adds_int8_exactly(), False}))
+def test_the_largest_numbers_are_multiplied_as_well_as_others(tmp_path: Path, signed: bool) -> None:
+    """With signed weights, AVX2 alone would end at half of this."""
+    weight = np.full((64, 8), 1.0, np.float32)
+    weight[:, ::2] = -1.0
+    weight[0] = 0.5
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], "product")],
+        "one",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 8])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "one.onnx")
+    onnx.quantise(tmp_path / "one.onnx", tmp_path / "out.onnx", signed)
+    given = np.full((1, 64), 3.0, np.float32)
+    session = onnxruntime.InferenceSession(tmp_path / "out.onnx", providers=["CPUExecutionProvider"])
+    (answer,) = session.run(None, {"x": given})
+    np.testing.assert_allclose(answer, given @ weight, rtol=0.01)
+
+
+def test_a_graph_of_another_processors_int8_is_not_taken(
+    tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, made = Store(tmp_path), {}
+    for exact in (True, False):
+        monkeypatch.setattr("engines.onnx.adds_int8_exactly", lambda exact=exact: exact)
+        made[exact] = onnx.cached_graph(bundle, "text", "int8", store)
+    assert made[True] != made[False]
+    types = {
+        exact: {value.data_type for value in load(path).graph.initializer if value.name.endswith("_quantized")}
+        for exact, path in made.items()
+    }
+    assert types == {True: {TensorProto.INT8}, False: {TensorProto.UINT8}}
+    monkeypatch.setattr("engines.onnx.adds_int8_exactly", lambda: True)
+    assert onnx.cached_graph(bundle, "text", "fp32", store) not in made.values()
+
+
+@pytest.mark.parametrize(
+    ("known", "exact"),
+    [
+        ({"avx2": True}, False),
+        ({"avx2": True, "avx512_f": True}, False),
+        ({"avx2": True, "avx512_vnni": True}, True),
+        ({"avx2": True, "avx_vnni": True}, True),
+        ({"neon": True}, True),
+    ],
+)
+def test_which_processors_add_int8_exactly(
+    known: dict[str, bool], exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    assert adds_int8_exactly() is exact

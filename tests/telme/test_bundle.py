@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import subprocess
 from pathlib import Path
 
@@ -122,6 +124,16 @@ def test_a_bundle_without_a_record_does_not_keep_that_of_the_one_in_its_place(fo
     assert RECORD_FILE in (folder / "SHA256SUMS").read_text(encoding="utf-8")
     save_bundle(folder, bundle.config, bundle.model.text, bundle.tokenizer, "another card")
     assert read_record(folder) == {}
+
+
+@pytest.mark.parametrize(("mask", "expected"), [(0o022, 0o644), (0o077, 0o600)])
+def test_who_may_read_a_bundle_is_what_the_users_mask_says(tmp_path: Path, mask: int, expected: int) -> None:
+    before = os.umask(mask)
+    try:
+        folder = make_tiny_bundle(tmp_path / "made")
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {expected}
 
 
 def test_parts_that_the_configuration_does_not_name_are_not_saved(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
@@ -16,13 +17,14 @@ from transformers import BertConfig, BertModel
 
 from bench.meld_f1 import main as meld_f1
 from telme import compact
-from telme.bundle import CARD_FILE, TEXT_FILE, load_bundle, open_bundle, save_bundle
+from telme.bundle import CARD_FILE, TEXT_FILE, load_bundle, save_bundle
 from telme.compact import _taught, main
 from telme.data import read_split
 from telme.dialogue import SPEAKER_TOKENS
 from telme.errors import INTERRUPTED
 from telme.lessons import answers
 from telme.models import TextTeacher
+from telme.record import read_record
 from tests.bundles import make_tiny_bundle, tiny_config, tiny_tokenizer
 from tests.miniature import make_meld
 
@@ -63,6 +65,12 @@ def test_a_pupil_learns_from_a_teacher(folder: Path, capsys: pytest.CaptureFixtu
     starts = [bundle.tokenizer.get_vocab()[token] for token in (*SPEAKER_TOKENS, "[SEP]")]
     assert bundle.config.turn_starts == starts
     assert f"{report['weighted_f1']:.2f}" in (pupil / CARD_FILE).read_text(encoding="utf-8")
+    for record, smoothing in ((read_record(pupil)["text"], 0.0), (read_record(teacher)["text"], 0.05)):
+        assert (record.recipe, record.steps, record.seed, record.init) == ("compact", 180, 1, "init")
+        assert record.how.label_smoothing == smoothing  # a teacher's answers are smooth themselves
+    assert read_record(pupil)["text"].dev_weighted_f1 == report["weighted_f1"]
+    (change,) = read_record(pupil)["text"].changes
+    assert "telme.compact --init init --teacher bundle --epochs 30 --batch 4 --lr 0.003" in change
 
     # The bundle answers prompts one by one as the trainer did packed dialogues.
     dev = str(folder / "data" / "dev_meld_emo.csv")
@@ -125,8 +133,8 @@ def test_two_teachers_know_more_than_one(folder: Path, capsys: pytest.CaptureFix
         named += ["--teacher", str(folder / f"{number}.safetensors")]
     labels = folder / "data" / "train_meld_emo.csv"
     labels.write_text(re.sub("anger|disgust|fear|sadness|surprise", "joy", labels.read_text("utf-8")), encoding="utf-8")
-    assert run(folder, "both", capsys, "--epochs", "30", "--batch", "4", *named)["weighted_f1"] > 90
-    assert run(folder, "one", capsys, "--epochs", "30", "--batch", "4", *named[:2])["weighted_f1"] < 90
+    assert run(folder, "both", capsys, "--epochs", "60", "--batch", "4", *named)["weighted_f1"] > 90
+    assert run(folder, "one", capsys, "--epochs", "60", "--batch", "4", *named[:2])["weighted_f1"] < 90
     lines = labels.read_text("utf-8").splitlines(keepends=True)
     labels.write_text("".join(lines[:-1]), encoding="utf-8")
     places = ["--data", str(folder / "data"), "--init", str(folder / "init"), "--out", str(folder / "other")]
@@ -147,23 +155,39 @@ def test_each_teacher_gives_its_own_answers_and_keeps_them(
     assert torch.equal(_taught(folder / "shelf" / "1", rows), first)
 
 
-def test_a_teacher_gets_back_the_prior_that_was_taken_off_and_no_other(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+def test_a_teacher_teaches_without_the_offsets_of_its_rule(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = read_split(folder / "data", "train")
-    run(folder, "made", capsys, "--max-steps", "1")
-    other = make_tiny_bundle(folder / "shelf" / "other")  # as telme.train makes them
-    settings = json.loads((other / "config.json").read_text(encoding="utf-8"))
-    del settings["logit_prior"]  # as bundles were before there was one
-    (other / "config.json").write_text(json.dumps(settings), encoding="utf-8")
-    counts = torch.bincount(torch.tensor([row.label for row in rows]), minlength=7)
-    frequencies = (counts.clamp(min=1) / len(rows)).log()
-    for path, share in ((folder / "made" / "bundle", compact.PRIOR), (other, 0.0)):
-        bundle = load_bundle(str(path))
-        assert bundle.config.logit_prior == share
-        said = answers(bundle.model.text, rows, bundle.tokenizer, bundle.config)
-        torch.testing.assert_close(_taught(path, rows), said + share * frequencies)
-    assert open_bundle("compact").config.logit_prior == compact.PRIOR
+    monkeypatch.setattr(compact, "offsets_for_f1", lambda probabilities: np.zeros(7))
+    run(folder, "plain", capsys, "--max-steps", "1")
+    monkeypatch.setattr(compact, "offsets_for_f1", lambda probabilities: np.linspace(-0.6, 0.6, 7))
+    ruled = run(folder, "ruled", capsys, "--max-steps", "1")
+    plain, shifted = (load_bundle(str(folder / name / "bundle")) for name in ("plain", "ruled"))
+    assert plain.config.logit_offsets == [0.0] * 7
+    offsets = torch.tensor(shifted.config.logit_offsets)
+    # In the weights, at the temperature of what it was found on, and rounded as they are.
+    moved = shifted.model.text.classifier.bias - plain.model.text.classifier.bias
+    torch.testing.assert_close(moved, offsets, rtol=0, atol=0)
+    expected = plain.config.calibration_temperature * torch.linspace(-0.6, 0.6, 7)
+    torch.testing.assert_close(offsets, expected, rtol=0, atol=2e-3)
+    # The figures are those of the bundle as it is used.
+    dev = str(folder / "data" / "dev_meld_emo.csv")
+    assert meld_f1(["--csv", dev, "--bundle", str(folder / "ruled" / "bundle"), "--text", "gold", "--json"]) == 0
+    scored = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert scored["weighted_f1"] == pytest.approx(ruled["weighted_f1"], abs=1e-3)
+    assert scored["calibration_error"] == pytest.approx(ruled["calibration_error"], abs=1e-3)
+    said = _taught(folder / "ruled" / "bundle", rows)
+    torch.testing.assert_close(said, _taught(folder / "plain" / "bundle", rows), rtol=0, atol=1e-5)
+
+
+def test_a_teacher_without_offsets_teaches_what_it_says(folder: Path) -> None:
+    rows = read_split(folder / "data", "train")
+    made = make_tiny_bundle(folder / "shelf" / "made")  # as telme.train makes them
+    bundle = load_bundle(str(made))
+    assert bundle.config.logit_offsets is None
+    said = answers(bundle.model.text, rows, bundle.tokenizer, bundle.config)
+    torch.testing.assert_close(_taught(made, rows), said, rtol=0, atol=0)
 
 
 def test_a_teacher_of_other_classes_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,7 +231,7 @@ def test_a_full_gpu_and_an_interrupt_are_one_line(
     code: int,
     says: str,
 ) -> None:
-    monkeypatch.setattr(compact, "read", Mock(side_effect=failure))  # in the first step
+    monkeypatch.setattr("telme.pupil.read", Mock(side_effect=failure))  # in the first step
     places = ["--data", str(folder / "data"), "--init", str(folder / "init"), "--out", str(folder / "out")]
     assert main(places) == code
     assert says in capsys.readouterr().err.splitlines()[-1]
