@@ -17,7 +17,7 @@ import msgspec
 
 from stream.bus import Event, Status
 from stream.config import Config
-from stream.items import Session
+from stream.items import Chosen, Session
 from stream.link import Subscriber
 from stream.machine import runs_folder
 from stream.processes import capture_main, worker_main
@@ -59,7 +59,7 @@ def run_all(config: Config, session: Session, sink: Sink, debug: bool) -> int:
                 if facts is None:
                     return INTERRUPTED
                 config = _with_addresses(config, facts)
-                worker.again = (config, folder, debug)
+                worker.again = lambda _: (config, folder, debug)
                 capture = capture_child(config, session, folder, debug)
                 with SinkThread(facts["events"], sink, interrupts) as sinking:
                     try:
@@ -94,13 +94,18 @@ def run_capture(config: Config, session: Session, debug: bool) -> int:
 
 def capture_child(config: Config, session: Session, folder: Path, debug: bool) -> Child:
     """The capture process. It must find its devices when it is started, and not when it is started again."""
+
+    def again(facts: dict[str, str]) -> tuple[Config, Session, Path, bool]:
+        microphone = msgspec.json.decode(facts.get("microphone", "null"), type=Chosen | None)
+        return config, replace(session, resumed=True, microphone=microphone), folder, debug
+
     return Child(
         "capture",
         capture_main,
         (config, session, folder, debug),
         restarts=session.file is None,
         stop_deadline_s=CAPTURE_STOP_DEADLINE_S,
-        again=(config, replace(session, resumed=True), folder, debug),
+        again=again,
     )
 
 

@@ -67,7 +67,7 @@ def run(config: Config, session: Session, folder: Path, control: Control) -> Non
     if not control.wait_go():
         return
     with ExitStack() as stack:
-        devices = stack.enter_context(Devices(config, session))
+        devices = stack.enter_context(Devices(config, session, control.remember))
         hello = wire.Hello(wire.PROTOCOL, new_session_id(), time.time_ns())
         assert config.link.utterances is not None
         link = stack.enter_context(

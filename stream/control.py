@@ -1,4 +1,4 @@
-"""The line between the supervisor and a child process: preparing, ready, go, dialogue, stop, failed.
+"""The line between the supervisor and a child process: preparing, ready, go, dialogue, remember, stop, failed.
 
 It ends when either end dies.
 """
@@ -6,6 +6,7 @@ It ends when either end dies.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Literal
 
@@ -19,10 +20,10 @@ class Word(Struct, frozen=True, forbid_unknown_fields=True):
     """What one end says to the other.
 
     "preparing": the start takes long, and goes on. "dialogue": a new one begins. `facts`: for "ready" addresses and
-    names; for "failed" the error.
+    names; for "remember" what a process that is started in the place of this one has to know; for "failed" the error.
     """
 
-    kind: Literal["preparing", "ready", "go", "dialogue", "stop", "failed"]
+    kind: Literal["preparing", "ready", "go", "dialogue", "remember", "stop", "failed"]
     facts: dict[str, str]
 
 
@@ -61,6 +62,13 @@ class Control:
     def ready(self, facts: dict[str, str]) -> None:
         """Tell the supervisor that this process can work."""
         self._send(Word("ready", facts))
+
+    def remember(self, facts: dict[str, str]) -> None:
+        """Tell the supervisor what the next process in this one's place has to know, in the place of what was told
+        before. A supervisor that is gone starts none.
+        """
+        with suppress(ProcessError):
+            self._send(Word("remember", facts))
 
     def failed(self, facts: dict[str, str]) -> None:
         """Tell the supervisor why this process ends."""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import queue
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Literal, Protocol, Self
+
+import msgspec
 
 from stream.bus import Device, DeviceKind
 from stream.camera import Camera, Patience
 from stream.config import Config
 from stream.faces import FaceCrop, crop_for
 from stream.frames import FrameRing
-from stream.items import AudioBlock, Change, Missing, Session, Stalled
+from stream.items import AudioBlock, Change, Chosen, Missing, Session, Stalled
 from stream.mic import MicPatience, Microphone
 from stream.replay import FileReplay
 
@@ -34,6 +36,7 @@ class Devices:
     Args:
         config: The sections mic, camera and speakers.
         session: What to open.
+        remember: Told what a capture process in the place of this one has to know: which `microphone` an index meant.
 
     Attributes:
         source: What is listened to.
@@ -47,9 +50,12 @@ class Devices:
     source: Source
     frames: FrameRing | Missing
 
-    def __init__(self, config: Config, session: Session) -> None:
+    def __init__(
+        self, config: Config, session: Session, remember: Callable[[dict[str, str]], None] = lambda facts: None
+    ) -> None:
         self._config = config
         self._session = session
+        self._remember = remember
         self._stack = ExitStack()
         self._changes: queue.SimpleQueue[Device] = queue.SimpleQueue()
         self._microphone: Microphone | None = None
@@ -72,9 +78,7 @@ class Devices:
                 self.source, self.frames = replay, replay.pictures
             else:
                 self.frames = self._open_camera(stack)
-                patience = MicPatience(from_start=self._session.resumed)
-                self._microphone = Microphone(self._config.mic, self._on_microphone, patience=patience)
-                self.source = stack.enter_context(self._microphone)
+                self.source = self._open_microphone(stack)
             self._stack = stack.pop_all()
         return self
 
@@ -126,8 +130,21 @@ class Devices:
         self._camera = Camera(self._config.camera, None, patience, self._on_camera, self._ring())
         return stack.enter_context(self._camera).ring
 
+    def _open_microphone(self, stack: ExitStack) -> Microphone:
+        patience, before = MicPatience(from_start=self._session.resumed), self._session.microphone
+        self._microphone = Microphone(self._config.mic, self._on_microphone, patience=patience, chosen=before)
+        stack.enter_context(self._microphone)
+        self._keep(self._microphone.chosen)
+        return self._microphone
+
+    def _keep(self, chosen: Chosen | None) -> None:
+        if chosen is not None:
+            self._remember({"microphone": msgspec.json.encode(chosen).decode()})
+
     def _on_microphone(self, change: Change) -> None:
         assert self._microphone is not None
+        if change == "found":
+            self._keep(self._microphone.chosen)
         self._changes.put(Device("microphone", self._microphone.name, change, self._microphone.lost_reason))
 
     def _on_camera(self, change: Change) -> None:

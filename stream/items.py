@@ -23,6 +23,23 @@ Change: TypeAlias = Literal["lost", "found"]  # what becomes of a live device
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """The microphone that an index meant, as it is known again: indices change when devices come and go.
+
+    Attributes:
+        name: Its name.
+        host_api: What lists it for PortAudio; the same name in another list may be another device.
+        place: Which one of that name, from 0, in PortAudio's order.
+        among: How many of that name there were.
+    """
+
+    name: str
+    host_api: str
+    place: int
+    among: int
+
+
+@dataclass(frozen=True)
 class Session:
     """What a capture process captures.
 
@@ -32,12 +49,14 @@ class Session:
         pictures: False switches camera or pictures off.
         resumed: The capture process died and is started again: a live device that is away now was there before, and is
             waited for.
+        microphone: The one that the process before had opened by index; None: as the configuration says.
     """
 
     file: Path | None
     fast: bool
     pictures: bool
     resumed: bool = False
+    microphone: Chosen | None = None
 
 
 @dataclass(frozen=True)

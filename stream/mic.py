@@ -15,13 +15,11 @@ from threading import Event
 from types import TracebackType
 from typing import Protocol, Self
 
-from msgspec import structs
-
 from stream.backoff import STEADY_S, UNSTEADY_S, BackOff
 from stream.channels import Channels
 from stream.clock import samples_to_ns
 from stream.config import MicConfig
-from stream.items import AudioBlock, Change, Stalled
+from stream.items import AudioBlock, Change, Chosen, Stalled
 from stream.portaudio import Opened, Piece
 from stream.recorder import RecorderProcess
 from stream.sampleline import SampleLine
@@ -73,9 +71,11 @@ class Microphone:
         on_change: Called when it is lost and when it gives sound again, in the thread that reads `blocks`.
         open_recording: Opens the device; it may fail at once or at `get`.
         patience: Deadlines.
+        chosen: The device that an index in `config` meant before; None: it is what the index means now.
 
     Attributes:
         name: The device's name.
+        chosen: The device that an index meant; None where none was given, and until it was there.
         lost_reason: Why it is lost, as far as is known by now; None while it is not.
         overflows: Times that sound was lost on its way here.
         reopens: Times that a lost device gave sound again.
@@ -89,8 +89,9 @@ class Microphone:
         self,
         config: MicConfig,
         on_change: Callable[[Change], None] = lambda change: None,
-        open_recording: Callable[[MicConfig], Recording] = RecorderProcess,
+        open_recording: Callable[[MicConfig, Chosen | None], Recording] = RecorderProcess,
         patience: MicPatience = MicPatience(),
+        chosen: Chosen | None = None,
     ) -> None:
         self._config = config
         self._on_change = on_change
@@ -102,7 +103,8 @@ class Microphone:
         self._back_off = BackOff(patience.back_off_s, patience.unsteady_s, patience.steady_s)
         self._first_ns: int | None = None  # when the first sound of this opening was in the air
         self._channels = Channels("the microphone")
-        self.name = "default" if config.device is None else str(config.device)
+        self.chosen = chosen
+        self.name = "default" if self._wanted is None else str(self._wanted)
         self.lost_reason: str | None = None
         self.overflows = 0
         self.reopens = 0
@@ -145,6 +147,10 @@ class Microphone:
                 self._close()
                 yield from self._wait(self._back_off.after(self._given_s()))
 
+    @property
+    def _wanted(self) -> str | int | None:
+        return self._config.device if self.chosen is None else self.chosen.name
+
     def _given_s(self) -> float | None:
         return None if self._first_ns is None else (self._next_ns - self._first_ns) / _NS_PER_S
 
@@ -156,7 +162,7 @@ class Microphone:
             yield Stalled(time.monotonic_ns())
 
     def _open(self) -> None:
-        self._recording = self._open_recording(self._config)
+        self._recording = self._open_recording(self._config, self.chosen)
         opened = self._recording.get(self._patience.open_s)
         if not isinstance(opened, Opened):
             raise self._no("did not open", self._patience.open_s)
@@ -167,7 +173,7 @@ class Microphone:
     def _listen(self) -> Iterator[AudioBlock | Stalled]:
         """One opening, to its end."""
         self._first_ns = None
-        recording = self._recording = self._recording or self._open_recording(self._config)
+        recording = self._recording = self._recording or self._open_recording(self._config, self.chosen)
         opened, line, wait_s = self._opened, None, self._patience.open_s
         since_ns = time.monotonic_ns()
         while not self._stopping.is_set():
@@ -211,12 +217,20 @@ class Microphone:
 
     def _name(self, opened: Opened) -> None:
         self.name = opened.name
-        wanted = self._config.device
         if opened.stands_in:
-            _LOG.warning("microphone %r is not there; the default one, %r, is heard in its place", wanted, opened.name)
-        elif isinstance(wanted, int) or (wanted is not None and wanted.isdecimal()):
+            _LOG.warning(
+                "microphone %r is not there; the default one, %r, is heard in its place", self._wanted, opened.name
+            )
+        elif self.chosen is None and opened.chosen is not None:
             # An index counts the devices that are there now: when one goes, it may mean another one.
-            self._config = structs.replace(self._config, device=opened.name)
+            self.chosen = opened.chosen
+            if self.chosen.among > 1:
+                _LOG.warning(
+                    "%d microphones are called %r; when this one is opened again, it is known by its place in the"
+                    " order of `telme-stream devices`, as long as there are as many",
+                    self.chosen.among,
+                    self.name,
+                )
 
     def _lose(self, error: TelmeStreamError) -> None:
         before, self.lost_reason = self.lost_reason, str(error)

@@ -17,7 +17,7 @@ from typing import Any
 from msgspec import Struct
 
 from stream.config import MicConfig
-from stream.items import SAMPLE_RATE_HZ
+from stream.items import SAMPLE_RATE_HZ, Chosen
 from telme.errors import MissingDependency, SourceError
 
 _LOG = logging.getLogger(__name__)
@@ -89,11 +89,12 @@ def choose_microphone(microphones: Sequence[MicrophoneInfo], wanted: str | int |
     """
     if wanted is None:
         found = [mic for mic in microphones if mic.is_default]
-    elif isinstance(wanted, int) or wanted.isdecimal():
+    elif _is_index(wanted):
         found = [mic for mic in microphones if mic.index == int(wanted)]
     else:
-        found = [mic for mic in microphones if mic.name == wanted]
-        found = found or [mic for mic in microphones if wanted.lower() in mic.name.lower()]
+        name = str(wanted)
+        found = [mic for mic in microphones if mic.name == name]
+        found = found or [mic for mic in microphones if name.lower() in mic.name.lower()]
     if len(found) == 1:
         return found[0]
     meant = "the default microphone" if wanted is None else f"microphone {wanted!r}"
@@ -109,6 +110,45 @@ def choose_microphone(microphones: Sequence[MicrophoneInfo], wanted: str | int |
         f"one of: {candidates}",
         "name one by index or full name; `telme-stream devices` lists them",
     )
+
+
+def known_as(microphones: Sequence[MicrophoneInfo], info: MicrophoneInfo) -> Chosen:
+    """How a listed device is found in a later list."""
+    same = _named(microphones, info.name, info.host_api)
+    return Chosen(info.name, info.host_api, same.index(info), len(same))
+
+
+def find_again(microphones: Sequence[MicrophoneInfo], chosen: Chosen) -> MicrophoneInfo:
+    """The device that was chosen, in a later list.
+
+    Those of one name have nothing but their order, which says nothing once there are more or fewer of them.
+
+    Raises:
+        SourceError: It is not there, or it cannot be told which one it is.
+    """
+    same = _named(microphones, chosen.name, chosen.host_api)
+    if len(same) == chosen.among:
+        return same[chosen.place]
+    name = f"{chosen.name!r} ({chosen.host_api})"
+    if not same:
+        raise SourceError(
+            f"microphone {name} is not there",
+            "the one that was chosen by index",
+            "plug it in, or start again with another one of `telme-stream devices`",
+        )
+    raise SourceError(
+        f"which microphone {name} is meant cannot be told: their number is {len(same)}",
+        f"{chosen.among}, as when one of them was chosen by index",
+        "plug in what went or unplug what came, or start again with another one of `telme-stream devices`",
+    )
+
+
+def _named(microphones: Sequence[MicrophoneInfo], name: str, host_api: str) -> list[MicrophoneInfo]:
+    return [mic for mic in microphones if (mic.name, mic.host_api) == (name, host_api)]
+
+
+def _is_index(wanted: str | int | None) -> bool:
+    return isinstance(wanted, int) or (wanted is not None and wanted.isdecimal())
 
 
 def _import_sounddevice() -> Any:
@@ -164,12 +204,14 @@ class Opened(Struct, frozen=True, tag="opened"):
         rate_hz: Of its pieces.
         channels: Of its pieces.
         stands_in: It is the default one, opened in the place of the one that was asked for.
+        chosen: How it is known again, where an index was asked for and it is the one.
     """
 
     name: str
     rate_hz: int
     channels: int
     stands_in: bool = False
+    chosen: Chosen | None = None
 
 
 class Piece(Struct, frozen=True, tag="piece"):
@@ -194,23 +236,27 @@ class PortAudioRecording:
     Args:
         config: Device, whether the default one may stand in for it, length of the queue in pieces.
         portaudio: The sounddevice module; None imports it.
+        chosen: The device that the index meant when it was opened first; None: this is the first time.
 
     Raises:
         MissingDependency: sounddevice or PortAudio is not installed.
         SourceError: No such device, several, or it does not open.
     """
 
-    def __init__(self, config: MicConfig, portaudio: Any = None) -> None:
+    def __init__(self, config: MicConfig, portaudio: Any = None, chosen: Chosen | None = None) -> None:
         self._portaudio = portaudio or _import_sounddevice()
         self._pieces: queue.Queue[Piece | None] = queue.Queue(config.queue_blocks)
         self._latency = LatencyMeter()
         self._frames_seen = 0
         self._glitch = False
-        self._info, stands_in = _choose(list_microphones(self._portaudio), config)
+        microphones = list_microphones(self._portaudio)
+        self._info, stands_in = _choose(microphones, config, chosen)
         self._channels = config.channels
         self._rate_hz = SAMPLE_RATE_HZ
         self._stream, channels = self._open()
-        self._opened: Opened | None = Opened(self._info.name, self._rate_hz, channels, stands_in)
+        by_index = _is_index(config.device) and not stands_in
+        known = known_as(microphones, self._info) if by_index else None
+        self._opened: Opened | None = Opened(self._info.name, self._rate_hz, channels, stands_in, known)
 
     def get(self, timeout_s: float) -> Opened | Piece | None:
         """What came next; None when nothing came in so many seconds.
@@ -291,9 +337,13 @@ class PortAudioRecording:
             return  # what comes no more will be noticed
 
 
-def _choose(microphones: Sequence[MicrophoneInfo], config: MicConfig) -> tuple[MicrophoneInfo, bool]:
+def _choose(
+    microphones: Sequence[MicrophoneInfo], config: MicConfig, chosen: Chosen | None
+) -> tuple[MicrophoneInfo, bool]:
     """The device to open, and whether it stands in for the one that is asked for."""
     try:
+        if chosen is not None:
+            return find_again(microphones, chosen), False
         return choose_microphone(microphones, config.device), False
     except SourceError:
         if config.device is None or not config.fallback:

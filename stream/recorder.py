@@ -21,6 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from stream.config import MicConfig
+from stream.items import Chosen
 from stream.portaudio import Opened, Piece, PortAudioRecording
 from telme.errors import MissingDependency, SourceError, TelmeStreamError
 
@@ -67,15 +68,16 @@ class RecorderProcess:
 
     Args:
         config: Device, whether the default one may stand in for it, length of the queue in pieces.
-        command: Starts the process; the configuration as JSON is added as its last argument.
+        chosen: The device that the index meant when it was opened first; None: this is the first time.
+        command: Starts the process; both of these as JSON are added as its last arguments.
     """
 
-    def __init__(self, config: MicConfig, command: tuple[str, ...] = _COMMAND) -> None:
+    def __init__(self, config: MicConfig, chosen: Chosen | None, command: tuple[str, ...] = _COMMAND) -> None:
         self._arrived: queue.Queue[Opened | Piece | None] = queue.Queue(config.queue_blocks)
         self._failure: TelmeStreamError | None = None
         # Standard error is PortAudio's and ALSA's: they write thousands of lines there while a device is away.
         self._process = subprocess.Popen(
-            [*command, msgspec.json.encode(config).decode()],
+            [*command, *(msgspec.json.encode(part).decode() for part in (config, chosen))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -128,7 +130,7 @@ class RecorderProcess:
             except queue.Full:
                 continue  # the numbers of the frames show what is missing
         self._failure = self._failure or SourceError(
-            "the microphone's process ended", "sound", "run `python -P -m stream.recorder '{}'` to see why"
+            "the microphone's process ended", "sound", "run `python -P -m stream.recorder '{}' null` to see why"
         )
         try:
             self._arrived.put_nowait(None)
@@ -136,10 +138,10 @@ class RecorderProcess:
             return  # what is queued is heard first
 
 
-def record(config: MicConfig, out: IO[bytes]) -> None:
+def record(config: MicConfig, chosen: Chosen | None, out: IO[bytes]) -> None:
     """The child: open the microphone and write what it brings, until it ends or cannot be opened."""
     try:
-        recording = PortAudioRecording(config)
+        recording = PortAudioRecording(config, chosen=chosen)
         while True:
             item = recording.get(_FOR_EVER_S)
             if item is not None:
@@ -155,5 +157,10 @@ def _end_with_parent() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
-    record(msgspec.json.decode(sys.argv[1], type=MicConfig), sys.stdout.buffer)
+    _config, _chosen = sys.argv[1:]
+    record(
+        msgspec.json.decode(_config, type=MicConfig),
+        msgspec.json.decode(_chosen, type=Chosen | None),
+        sys.stdout.buffer,
+    )
     os._exit(0)

@@ -71,7 +71,9 @@ class Child:
         arguments: The arguments before that.
         restarts: True when it may be started again.
         stop_deadline_s: How long it may take to end once told.
-        again: Its arguments when it is started again; None: as at first.
+        again: Gives its arguments when it is started again, of what the one before it told to remember; None: as at
+            first.
+        remembered: That.
         preparing: It has said that its start goes on, and its deadline has not been moved yet.
     """
 
@@ -80,7 +82,8 @@ class Child:
     arguments: tuple[Any, ...]
     restarts: bool
     stop_deadline_s: float
-    again: tuple[Any, ...] | None = None
+    again: Callable[[dict[str, str]], tuple[Any, ...]] | None = None
+    remembered: dict[str, str] = field(default_factory=dict)
     process: SpawnProcess | None = None
     line: Connection | None = None
     ready: dict[str, str] | None = None
@@ -116,6 +119,8 @@ class Child:
                 word = hear(self.line)
                 if word.kind == "ready":
                     self.ready = word.facts
+                elif word.kind == "remember":
+                    self.remembered = word.facts
                 elif word.kind == "failed":
                     self.failure = word.facts
                 elif word.kind == "preparing":
@@ -300,7 +305,7 @@ class Supervisor:
                 "run telme-stream doctor, then again with --debug",
             )
         _log.warning("%s died with %s and is started again", child.name, _exit(child))
-        child.arguments = child.arguments if child.again is None else child.again
+        child.arguments = child.arguments if child.again is None else child.again(child.remembered)
         child.start()
         self._wait_ready(child)
         child.tell("go")

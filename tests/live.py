@@ -207,7 +207,7 @@ def record(out: Path, only_48k_stereo: bool, channels: int) -> None:
     heard: list[list[Pcm]] = [[] for _ in range(channels)]
     with Microphone(
         MicConfig(channels=channels),
-        open_recording=lambda config: PortAudioRecording(config, portaudio),
+        open_recording=lambda config, _: PortAudioRecording(config, portaudio),
         patience=MicPatience(stall_s=DEADLINE_S),  # a server that stands still on a busy machine is not lost
     ) as mic:
         for block in mic.blocks():

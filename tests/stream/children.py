@@ -29,6 +29,15 @@ def named(name: str, line: Connection) -> None:
     control.wait_stop()
 
 
+def heir(name: str, line: Connection) -> None:
+    """Says its argument; asks for a longer one to be remembered; ends when told to stop."""
+    control = Control(line)
+    control.remember({"name": f"{name}, then"})
+    control.remember({"name": f"{name}, again"})
+    control.ready({"name": name})
+    control.wait_stop()
+
+
 def slow_to_start(line: Connection) -> None:
     """Says three times that it is preparing, each time once it is told something; then it is ready."""
     control = Control(line)

@@ -55,7 +55,7 @@ class FakePortAudio:
         return SimpleNamespace(device=(self.default_input, -1))
 
     def query_hostapis(self) -> list[dict[str, Any]]:
-        return [{"name": "ALSA"}]
+        return [{"name": "ALSA"}, {"name": "JACK"}]
 
     def query_devices(self) -> Sequence[dict[str, Any]]:
         return self.devices
@@ -69,8 +69,8 @@ class FakePortAudio:
         return self.streams[-1]
 
 
-def device(name: str, channels: int = 1, rate_hz: float = 48_000.0) -> dict[str, Any]:
-    return {"name": name, "hostapi": 0, "max_input_channels": channels, "default_samplerate": rate_hz}
+def device(name: str, channels: int = 1, rate_hz: float = 48_000.0, host_api: int = 0) -> dict[str, Any]:
+    return {"name": name, "hostapi": host_api, "max_input_channels": channels, "default_samplerate": rate_hz}
 
 
 def portaudio(**options: Any) -> FakePortAudio:

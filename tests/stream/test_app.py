@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from stream import app, bus
 from stream.app import SinkThread, capture_child, run_folder
 from stream.bus import Event, make_event, read_event
 from stream.config import Config, JournalConfig
-from stream.items import Session
+from stream.items import Chosen, Session
 from stream.supervisor import Interrupts
 from telme.errors import JournalError, OutputError
 from tests.live import eventually
@@ -78,7 +79,16 @@ def test_only_a_capture_process_that_is_started_again_waits_for_its_devices(tmp_
     capture = capture_child(Config(), live, tmp_path, debug=False)
     assert capture.restarts
     assert capture.arguments == (Config(), live, tmp_path, False)
-    assert capture.again == (Config(), replace(live, resumed=True), tmp_path, False)
+    assert capture.again is not None
+    assert capture.again({}) == (Config(), replace(live, resumed=True), tmp_path, False)
+
+
+def test_a_capture_process_that_is_started_again_gets_the_microphone_that_an_index_meant(tmp_path: Path) -> None:
+    chosen = Chosen("USB mic", "ALSA", 0, 1)
+    capture = capture_child(Config(), Session(file=None, fast=False, pictures=True), tmp_path, debug=False)
+    assert capture.again is not None
+    _, session, _, _ = capture.again({"microphone": msgspec.json.encode(chosen).decode()})
+    assert session.microphone == chosen
 
 
 class FakeSubscriber:

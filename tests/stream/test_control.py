@@ -96,6 +96,15 @@ def test_speaking_to_nobody_is_an_error(line: Line) -> None:
         control.ready({})
 
 
+def test_what_is_to_be_remembered_is_said_to_whoever_hears_it(line: Line) -> None:
+    near, control = line
+    control.remember({"microphone": "USB mic"})
+    assert hear(near) == Word("remember", {"microphone": "USB mic"})
+    near.close()
+    control.remember({"microphone": "USB mic"})
+    assert control.stop_asked()  # and it ends as one whose supervisor is gone
+
+
 def test_a_poller_can_wait_for_the_line(line: Line) -> None:
     near, control = line
     assert wait([control.fileno()], 0) == []

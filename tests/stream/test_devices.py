@@ -17,7 +17,7 @@ from stream.bus import Device
 from stream.config import CameraConfig, Config
 from stream.devices import Devices
 from stream.frames import FrameRing
-from stream.items import AudioBlock, Change, Missing, Session, Stalled
+from stream.items import AudioBlock, Change, Chosen, Missing, Session, Stalled
 from stream.mic import MicPatience
 from telme.errors import SourceError
 from tests.commands import EXAMPLES
@@ -25,6 +25,8 @@ from tests.commands import EXAMPLES
 LIVE = Session(file=None, fast=False, pictures=True)
 RESUMED = replace(LIVE, resumed=True)
 WITH_CAMERA = Config(camera=CameraConfig(source=0))
+CHOSEN = Chosen("USB mic", "ALSA", 0, 1)
+REMEMBERED = {"microphone": msgspec.json.encode(CHOSEN).decode()}
 
 
 class FakeMicrophone:
@@ -32,8 +34,14 @@ class FakeMicrophone:
 
     opened: list[FakeMicrophone]
 
-    def __init__(self, config: Any, on_change: Callable[[Change], None], patience: MicPatience) -> None:
-        self.on_change, self.from_start = on_change, patience.from_start
+    def __init__(
+        self,
+        config: Any,
+        on_change: Callable[[Change], None],
+        patience: MicPatience,
+        chosen: Chosen | None = None,
+    ) -> None:
+        self.on_change, self.from_start, self.chosen = on_change, patience.from_start, chosen
         self.name, self.overflows, self.alive, self.reopens = "USB mic", 3, True, 1
         self.lost_reason: str | None = None
         self.is_open = False
@@ -66,6 +74,14 @@ class FakeCamera(FakeMicrophone):
 
     def __init__(self, config: Any, open_: None, patience: Any, on_change: Callable[[Change], None], ring: Any) -> None:
         super().__init__(config, on_change, patience)
+
+
+class MicrophoneByIndex(FakeMicrophone):
+    """stream.mic.Microphone, found by its index."""
+
+    def __enter__(self) -> Self:
+        self.chosen = CHOSEN
+        return super().__enter__()
 
 
 class NoMicrophone(FakeMicrophone):
@@ -152,6 +168,28 @@ def test_only_devices_of_a_resumed_session_are_waited_for_at_the_start(session: 
     with Devices(WITH_CAMERA, session):
         assert FakeMicrophone.opened[0].from_start is session.resumed
         assert FakeCamera.opened[0].from_start is session.resumed
+
+
+def test_a_microphone_found_by_index_is_remembered_before_anything_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    remembered: list[dict[str, str]] = []
+    monkeypatch.setattr(devices, "Microphone", MicrophoneByIndex)
+    with Devices(Config(), LIVE, remembered.append):
+        assert remembered == [REMEMBERED]
+
+
+def test_an_index_that_means_nothing_before_a_loss_is_remembered_when_it_does() -> None:
+    remembered: list[dict[str, str]] = []
+    with Devices(Config(), LIVE, remembered.append):
+        FakeMicrophone.opened[0].change("lost", "no sound")
+        assert remembered == []
+        FakeMicrophone.opened[0].chosen = CHOSEN
+        FakeMicrophone.opened[0].change("found", None)
+        assert remembered == [REMEMBERED]
+
+
+def test_a_resumed_session_asks_for_the_microphone_of_the_one_before() -> None:
+    with Devices(Config(), replace(RESUMED, microphone=CHOSEN)):
+        assert FakeMicrophone.opened[0].chosen == CHOSEN
 
 
 def test_what_is_lost_from_the_start_is_not_told_as_opened(monkeypatch: pytest.MonkeyPatch) -> None:

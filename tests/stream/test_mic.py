@@ -10,10 +10,11 @@ from typing import TypeAlias
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from stream.backoff import STEADY_S
 from stream.config import MicConfig
-from stream.items import AudioBlock, Change, Pcm, Stalled
+from stream.items import AudioBlock, Change, Chosen, Pcm, Stalled
 from stream.mic import MicPatience, Microphone, Recording
 from stream.portaudio import Opened, Piece
 from telme.errors import MissingDependency, SourceError, TelmeStreamError
@@ -63,7 +64,7 @@ class Openings:
     scripts: Sequence[Sequence[Given]]
     opened: list[FakeRecording] = field(default_factory=list)
 
-    def __call__(self, config: MicConfig) -> Recording:
+    def __call__(self, config: MicConfig, chosen: Chosen | None) -> Recording:
         if len(self.opened) == len(self.scripts):
             raise GONE
         self.opened.append(FakeRecording(iter(self.scripts[len(self.opened)])))
@@ -109,28 +110,70 @@ def test_blocks_carry_the_samples_with_numbers_and_times() -> None:
     assert (heard.mic.name, heard.mic.overflows) == ("USB mic", 0)
 
 
-@pytest.mark.parametrize(("asked", "again"), [(1, "USB mic"), ("1", "USB mic"), ("USB", "USB"), (None, None)])
-def test_a_lost_microphone_is_opened_again_by_name_as_its_index_may_mean_another_one(
-    asked: str | int | None, again: str | int | None
-) -> None:
-    wanted: list[str | int | None] = []
-    openings = Openings([[OPENED, piece(0)], [OPENED, piece(0)]])
+CHOSEN = Chosen("USB mic", "ALSA", 0, 1)
 
-    def open_recording(config: MicConfig) -> Recording:
-        wanted.append(config.device)
-        return openings(config)
 
-    with Microphone(MicConfig(device=asked), open_recording=open_recording, patience=QUICK) as mic:
+@dataclass
+class Wanted(Openings):
+    """Notes which device each opening is asked for."""
+
+    wanted: list[Chosen | None] = field(default_factory=list)
+
+    def __call__(self, config: MicConfig, chosen: Chosen | None) -> Recording:
+        self.wanted.append(chosen)
+        return super().__call__(config, chosen)
+
+
+def hear_wanted(openings: Wanted, chosen: Chosen | None) -> Microphone:
+    """Listen to one that an index means, until the last script gives sound."""
+    mic = Microphone(MicConfig(device=1), lambda _: None, openings, replace(QUICK, from_start=True), chosen)
+    with mic:
         for item in mic.blocks():
-            if isinstance(item, AudioBlock) and len(wanted) == 2:
+            if isinstance(item, AudioBlock) and len(openings.opened) == len(openings.scripts):
                 mic.stop()
-    assert wanted == [asked, again]
+    return mic
+
+
+@pytest.mark.parametrize("chosen", [CHOSEN, None])
+def test_a_lost_microphone_is_opened_again_as_the_one_that_its_index_meant(chosen: Chosen | None) -> None:
+    """`chosen` None: it was meant by name, or is the default one, and the same question is asked again."""
+    script: list[Given] = [structs.replace(OPENED, chosen=chosen), piece(0)]
+    openings = Wanted([script, script])
+    assert hear_wanted(openings, None).chosen == chosen
+    assert openings.wanted == [None, chosen]
+
+
+def test_a_microphone_that_was_chosen_before_is_asked_for_from_the_start() -> None:
+    openings = Wanted([[GONE], [structs.replace(OPENED, chosen=CHOSEN), piece(0)]])
+    mic = Microphone(MicConfig(device=1), lambda _: None, openings, replace(QUICK, from_start=True), CHOSEN)
+    with mic:
+        assert mic.name == "USB mic"  # and not the index, which may mean another one by now
+        for item in mic.blocks():
+            if isinstance(item, AudioBlock):
+                mic.stop()
+    assert openings.wanted == [CHOSEN, CHOSEN]
+
+
+def test_an_index_that_first_means_something_after_another_one_stood_in_is_kept_from_then_on() -> None:
+    stands_in: list[Given] = [Opened("built-in", 16_000, 1, stands_in=True), piece(0)]
+    script: list[Given] = [structs.replace(OPENED, chosen=CHOSEN), piece(0)]
+    openings = Wanted([stands_in, script, stands_in, script])
+    hear_wanted(openings, None)
+    assert openings.wanted == [None, None, CHOSEN, CHOSEN]
+
+
+def test_a_name_that_several_have_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    script: list[Given] = [structs.replace(OPENED, chosen=replace(CHOSEN, among=2)), piece(0)]
+    hear_wanted(Wanted([script, script]), None)
+    told = [record.message for record in caplog.records if "are called" in record.message]
+    assert len(told) == 1
+    assert told[0].startswith("2 microphones are called 'USB mic'")
 
 
 def test_the_default_one_that_stands_in_is_said(caplog: pytest.LogCaptureFixture) -> None:
     wanted: list[str | int | None] = []
 
-    def open_recording(config: MicConfig) -> Recording:
+    def open_recording(config: MicConfig, chosen: Chosen | None) -> Recording:
         wanted.append(config.device)
         return FakeRecording(iter([Opened("built-in", 16_000, 1, stands_in=True)]))
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from stream.config import MicConfig
-from stream.items import Pcm
+from stream.items import Chosen, Pcm
 from stream.portaudio import (
     LatencyMeter,
     MicrophoneInfo,
@@ -20,10 +20,12 @@ from stream.portaudio import (
     Piece,
     PortAudioRecording,
     choose_microphone,
+    find_again,
+    known_as,
     list_microphones,
 )
 from telme.errors import MissingDependency, SourceError
-from tests.stream.fake_portaudio import NO_STATUS, OVERFLOWN, FakePortAudioError, portaudio
+from tests.stream.fake_portaudio import NO_STATUS, OVERFLOWN, FakePortAudio, FakePortAudioError, device, portaudio
 
 MS = 1_000_000
 DEADLINE_S = 20.0
@@ -33,8 +35,8 @@ def ramp(start: int, length: int) -> Pcm:
     return np.arange(start, start + length).astype(np.int16)
 
 
-def info(index: int, name: str, is_default: bool = False) -> MicrophoneInfo:
-    return MicrophoneInfo(index, name, "ALSA", 1, 48_000, is_default)
+def info(index: int, name: str, is_default: bool = False, host_api: str = "ALSA") -> MicrophoneInfo:
+    return MicrophoneInfo(index, name, host_api, 1, 48_000, is_default)
 
 
 MICROPHONES = [info(0, "USB mic", is_default=True), info(2, "USB mic pro"), info(5, "built-in")]
@@ -59,6 +61,34 @@ def test_an_unknown_or_ambiguous_microphone_names_the_candidates(wanted: str | i
 def test_a_machine_without_a_microphone_says_so() -> None:
     with pytest.raises(SourceError, match=r"the default microphone is not there, nor any other; .*--input FILE"):
         choose_microphone([], None)
+
+
+def test_a_device_is_known_again_whatever_its_index_has_become() -> None:
+    before = [info(0, "USB mic"), info(1, "USB mic", host_api="JACK"), info(2, "built-in"), info(3, "USB mic")]
+    after = [info(0, "headset"), info(1, "USB mic"), info(4, "USB mic"), info(7, "USB mic", host_api="JACK")]
+    assert known_as(before, before[3]) == Chosen("USB mic", "ALSA", 1, 2)
+    assert [find_again(after, known_as(before, before[n])).index for n in (0, 1, 3)] == [1, 7, 4]
+
+
+@pytest.mark.parametrize(
+    ("there", "seen"),
+    [
+        ([info(0, "USB mic pro"), info(1, "USB mic", host_api="JACK")], r"'USB mic' \(ALSA\) is not there"),
+        (
+            [info(0, "USB mic"), info(1, "USB mic")],
+            r"'USB mic' \(ALSA\) is meant cannot be told: their number is 2; expected 1",
+        ),
+        ([], "is not there"),
+    ],
+)
+def test_no_other_device_is_taken_for_the_one_that_was_chosen(there: list[MicrophoneInfo], seen: str) -> None:
+    with pytest.raises(SourceError, match=rf"{seen}.*telme-stream devices"):
+        find_again(there, Chosen("USB mic", "ALSA", 0, 1))
+
+
+def test_one_of_several_of_a_name_is_not_guessed_when_another_one_is_gone() -> None:
+    with pytest.raises(SourceError, match="cannot be told: their number is 1; expected 2"):
+        find_again([info(0, "USB mic")], Chosen("USB mic", "ALSA", 0, 2))
 
 
 def test_list_microphones_leaves_outputs_out() -> None:
@@ -246,3 +276,28 @@ def test_the_default_device_stands_in_for_one_that_is_away_where_that_is_wanted(
     )
     with pytest.raises(SourceError, match="'headset' is not there"):
         PortAudioRecording(MicConfig(device="headset"), portaudio())
+
+
+@pytest.mark.parametrize("wanted", [2, "2"])
+def test_a_device_that_was_asked_for_by_index_says_how_it_is_known_again(wanted: str | int) -> None:
+    chosen = Chosen("USB mic", "ALSA", 0, 1)
+    opened = PortAudioRecording(MicConfig(device=wanted), portaudio()).get(0)
+    assert opened == Opened("USB mic", 16_000, 1, chosen=chosen)
+    moved = FakePortAudio([device("USB mic"), device("built-in"), device("headset")], default_input=1)
+    assert PortAudioRecording(MicConfig(device=wanted), moved, chosen).get(0) == opened
+    assert moved.streams[0].settings["device"] == 0
+
+
+@pytest.mark.parametrize("wanted", ["USB", None])
+def test_a_device_that_was_not_asked_for_by_index_is_looked_for_as_it_was(wanted: str | None) -> None:
+    opened = PortAudioRecording(MicConfig(device=wanted), portaudio()).get(0)
+    assert isinstance(opened, Opened)
+    assert opened.chosen is None
+
+
+def test_the_default_device_stands_in_for_the_chosen_one_and_is_not_it() -> None:
+    chosen = Chosen("headset", "ALSA", 0, 1)
+    config = MicConfig(device=2, fallback=True)
+    assert PortAudioRecording(config, portaudio(), chosen).get(0) == Opened("built-in", 16_000, 1, stands_in=True)
+    with pytest.raises(SourceError, match=r"'headset' \(ALSA\) is not there"):
+        PortAudioRecording(MicConfig(device=2), portaudio(), chosen)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from stream import supervisor as supervisor_module
 from stream.supervisor import RESTART_WINDOW_S, RESTARTS, Child, Interrupts, RestartBudget, Supervisor
 from telme.errors import ProcessError
+from tests.live import eventually
 from tests.stream import children
 from tests.stream.supervised import DEADLINE_S, child, exit_code, pid_of, when
 
@@ -147,10 +148,28 @@ def test_a_killed_child_is_started_again_and_told_to_go(
 def test_a_child_may_have_other_arguments_when_it_is_started_again(
     supervisor: Supervisor, interrupts: Interrupts
 ) -> None:
-    one = Child("named", children.named, ("first",), restarts=True, stop_deadline_s=DEADLINE_S, again=("again",))
+    one = Child("named", children.named, ("first",), True, DEADLINE_S, again=lambda facts: (f"{facts}",))
     assert supervisor.start(one) == {"name": "first"}
     os.kill(pid_of(one), signal.SIGKILL)
-    thread = when(lambda: one.ready == {"name": "again"}, interrupts.request)
+    thread = when(lambda: one.ready == {"name": "{}"}, interrupts.request)
+    supervisor.watch(one)
+    thread.join()
+    supervisor.stop()
+
+
+def test_what_a_child_asked_to_be_remembered_reaches_the_next_ones_though_it_was_killed(
+    supervisor: Supervisor, interrupts: Interrupts
+) -> None:
+    one = Child("heir", children.heir, ("first",), True, DEADLINE_S, again=lambda facts: (facts["name"],))
+    supervisor.start(one)
+    os.kill(pid_of(one), signal.SIGKILL)
+
+    def kill_the_second() -> None:
+        os.kill(pid_of(one), signal.SIGKILL)
+        eventually(lambda: one.ready == {"name": "first, again, again"}, "the third one knows of both")
+        interrupts.request()
+
+    thread = when(lambda: one.ready == {"name": "first, again"}, kill_the_second)
     supervisor.watch(one)
     thread.join()
     supervisor.stop()
