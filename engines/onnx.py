@@ -36,7 +36,8 @@ _log = logging.getLogger(__name__)
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 # Part of an int8 graph's key: raise it when a change here changes graphs.
-_QUANTISED_REVISION = "2"
+_QUANTISED_REVISION = "3"
+SIGN_FIELD = "int8_weights"  # of its key too: whether they have a sign
 _PRODUCT = "MatMul"  # what the networks' linear layers become; the heads, one row each, are Gemm and stay
 # Its kernel takes longer than those of the sum and the normalisation that it replaces (bench/LOG.md).
 _SLOW_FUSIONS = ("SkipLayerNormFusion",)
@@ -96,8 +97,7 @@ def cached_graph(bundle: Bundle, part: Part, precision: Precision, store: Store)
     if part == "fusion":  # small, and its answer is the last
         precision = "fp32"
     maker = {"backend": "onnx", "version": import_onnxruntime().__version__}
-    signed = adds_int8_exactly()
-    maker |= {"quantised": f"{_QUANTISED_REVISION} {'signed' if signed else 'unsigned'}"} if precision == "int8" else {}
+    maker |= quantiser() if precision == "int8" else {}
     key = {**graph_key(bundle, part), **BuildSettings(precision).key(), **maker}
 
     def build(folder: Path) -> None:
@@ -106,9 +106,14 @@ def cached_graph(bundle: Bundle, part: Part, precision: Precision, store: Store)
             export_graph(bundle, part, "fp32", folder)
             return
         with TemporaryDirectory(dir=folder) as whole:
-            quantise(export_graph(bundle, part, "fp32", Path(whole)), folder / f"{part}.onnx", signed)
+            quantise(export_graph(bundle, part, "fp32", Path(whole)), folder / f"{part}.onnx", adds_int8_exactly())
 
     return store.get_or_build(key, build) / f"{part}.onnx"
+
+
+def quantiser() -> dict[str, str]:
+    """What of this program and of this processor decides how an int8 graph comes out: fields of its key."""
+    return {"quantised": _QUANTISED_REVISION, SIGN_FIELD: "signed" if adds_int8_exactly() else "unsigned"}
 
 
 def quantise(graph: Path, target: Path, signed: bool) -> None:

@@ -133,7 +133,7 @@ def verify() -> None:
 
 @app.command()
 def prune() -> None:
-    """Remove cached engines that are damaged or made by another version; those of another GPU stay."""
+    """Remove cached engines that are damaged or made by another version; those of another GPU or processor stay."""
     need_torch()
     from engines.store import Store, default_root
 
@@ -162,16 +162,18 @@ def _is_carried(key: Mapping[str, str]) -> bool:
 
 
 def _why_useless(folder: Path) -> str:
-    """Why nothing here will ever take an engine; empty where something may, if only with another GPU."""
+    """Why nothing here will ever take an engine; empty where something may, if only with another GPU or processor."""
+    from engines.onnx import SIGN_FIELD
     from engines.store import verify as check
 
+    elsewhere = ("gpu", SIGN_FIELD)
     try:
         other = _other_here(check(folder))
     except EngineError as error:
         return error.seen
     except MissingDependency:  # what runs it may be in another environment
         return ""
-    return ", ".join(f"this machine has {field} {value}" for field, value in other.items() if field != "gpu")
+    return ", ".join(f"this machine has {field} {value}" for field, value in other.items() if field not in elsewhere)
 
 
 def _other_here(manifest: Manifest) -> dict[str, str]:
@@ -184,10 +186,10 @@ def _other_here(manifest: Manifest) -> dict[str, str]:
 
     from engines.build import MODULES, gpu_name, toolkit
     from engines.export import exporter
-    from engines.onnx import import_onnxruntime
+    from engines.onnx import import_onnxruntime, quantiser
 
     backend = manifest.key.get("backend", "")
-    here = {"export": exporter()}
+    here = {"export": exporter(), **(quantiser() if "quantised" in manifest.key else {})}
     if backend in MODULES.values():
         found = toolkit()
         here |= {"backend": found.name, "version": found.version}

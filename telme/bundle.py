@@ -242,9 +242,12 @@ def write_bundle(
             tokenizer.save_pretrained(beside)
             (beside / CARD_FILE).write_text(card, encoding="utf-8")
             (beside / RECORD_FILE).write_bytes(encoded(record))
+            mode = (beside / RECORD_FILE).stat().st_mode
             for path in beside.iterdir():
-                # safetensors makes its files for their owner alone; the others are as the user's mask has them.
-                path.chmod((beside / RECORD_FILE).stat().st_mode)
+                # safetensors makes its files for their owner alone; the others are as the user's mask has them. Where
+                # the mount decides the modes (FAT), all are alike, and who is not its owner may change none.
+                if path.stat().st_mode != mode:
+                    path.chmod(mode)
             for path in beside.iterdir():
                 path.replace(folder / path.name)
             lines = [f"{digest}  {name}\n" for name, digest in digests(folder).items()]

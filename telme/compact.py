@@ -39,11 +39,12 @@ from telme.config import TelmeConfig
 from telme.data import Row, annotation_file, read_split
 from telme.datasets import MELD_DATA, Split
 from telme.dialogue import SPEAKER_TOKENS
-from telme.errors import INTERRUPTED, DataError, TelmeStreamError, UsageError
+from telme.errors import INTERRUPTED, BundleError, DataError, TelmeStreamError, UsageError
 from telme.evaluate import Report
 from telme.features import FeatureMaker
-from telme.fitting import fit_temperature, no_room, one_device, report_of, usable
+from telme.fitting import finite, fit_temperature, no_room, one_device, report_of, usable
 from telme.lessons import MAX_TURNS, Lessons, answers, collate
+from telme.modeling import CONFIG_FILE
 from telme.models import TextTeacher, resize_vocabulary
 from telme.processor import knows_bfloat16
 from telme.pupil import SMOOTHING, WEIGHT_DECAY, Average, Coach, Pupil, parameter_groups
@@ -132,9 +133,13 @@ def make(options: argparse.Namespace) -> None:
 def _ruled(
     teacher: TextTeacher, config: TelmeConfig, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
 ) -> Report:
-    """Shift the classes' logits to the best expected F1 and fit the temperature, both on dev; returns the scores."""
+    """Shift the classes' logits to the best expected F1 and fit the temperature, both on dev; returns the scores.
+
+    Raises:
+        DataError: The answers are no numbers any more.
+    """
     truth = [row.label for row in rows]
-    logits = answers(teacher, rows, tokenizer, config)
+    logits = torch.from_numpy(finite(answers(teacher, rows, tokenizer, config).numpy()))
     temperature = fit_temperature(logits.numpy(), truth)
     offsets = temperature * offsets_for_f1((logits.double() / temperature).softmax(1).numpy())
     bias = teacher.classifier.bias
@@ -234,7 +239,7 @@ def _taught(teacher: Path, rows: Sequence[Row]) -> Tensor:
     """The teacher's logits of the training split as it learnt them [rows, C], kept beside the teacher.
 
     Raises:
-        BundleError: There is no such bundle.
+        BundleError: There is no such bundle, or it does not tell what to take off.
         UsageError: Its classes are others.
         DataError: Those that were kept are of other rows or classes.
     """
@@ -260,16 +265,38 @@ def _answered(teacher: Path, rows: Sequence[Row]) -> Path:
             f"those of {MELD_DATA.name}: {', '.join(MELD_DATA.labels.names)}",
             "name a teacher of that data set",
         )
+    offsets = _offsets(bundle)
     path = teacher.parent / _answers_name(bundle, rows)
     if not path.is_file():
         network, config = bundle.model.text, bundle.config
         if config.turn_starts is not None:
             config.max_prompt_tokens = TRAINING_TOKENS
-        offsets = torch.tensor(config.logit_offsets or [0.0] * len(labels.names))
         with torch.autocast("cpu", torch.bfloat16, enabled=knows_bfloat16()):
             logits = answers(network, rows, bundle.tokenizer, config)
         save_file({"logits": logits - offsets}, path)
     return path
+
+
+def _offsets(bundle: Bundle) -> Tensor:
+    """What was added to a teacher's logits [C] for its rule, to be taken off again.
+
+    Raises:
+        BundleError: It tells of a share of the prior instead, as bundles did before, or not a number for each class.
+    """
+    config = bundle.config
+    classes = len(config.label_set.names)
+    path = bundle.folder / CONFIG_FILE
+    prior = getattr(config, "logit_prior", 0.0)
+    if config.logit_offsets is None and prior:
+        raise BundleError(
+            f"{path} with logit_prior {prior} and no logit_offsets",
+            "what was added to each class's logit",
+            f"put logit_offsets there: -{prior} times the logarithm of each class's frequency in the training split",
+        )
+    told = [0.0] * classes if config.logit_offsets is None else config.logit_offsets
+    if not isinstance(told, list) or [isinstance(value, int | float) for value in told] != [True] * classes:
+        raise BundleError(f"{path} with logit_offsets {told!r}", f"{classes} numbers", "mend them")
+    return torch.tensor(told)
 
 
 def _answers_name(bundle: Bundle, rows: Sequence[Row]) -> str:
@@ -301,7 +328,7 @@ def _arguments(options: argparse.Namespace) -> TrainingArguments:
 
 def _record(options: argparse.Namespace, planned: int, report: Report) -> Training:
     """What the bundle tells of the run; the weights that are kept are the average at its end."""
-    steps = min(planned, options.max_steps) if options.max_steps > 0 else planned
+    steps = options.max_steps if options.max_steps > 0 else planned
     how = StageRecipe(
         epochs=options.epochs,
         batch=options.batch,
@@ -331,9 +358,11 @@ def _record(options: argparse.Namespace, planned: int, report: Report) -> Traini
 def _command(options: argparse.Namespace) -> str:
     """What the card tells of the flags: all that decides what comes out, but the data."""
     teachers = "".join(f" --teacher {teacher.name}" for teacher in options.teacher) + " --whole" * options.whole
+    trial = f" --max-steps {options.max_steps}" if options.max_steps > 0 else ""
     return (
         f"--init {options.init.name}{teachers} --epochs {options.epochs:g}\n  --batch {options.batch}"
-        f" --lr {options.lr:g} --head-lr {options.head_lr:g} --seed {options.seed}"
+        f" --lr {options.lr:g} --head-lr {options.head_lr:g} --max-tokens {options.max_tokens}{trial}"
+        f" --seed {options.seed}"
     )
 
 

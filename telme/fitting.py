@@ -349,7 +349,7 @@ def _answers(trainer: Trainer, task: Task, recipe: StageRecipe, run: Run) -> tup
     for batch in loader:
         logits.append(learner(**send_to_device(batch, trainer.args.device))["logits"].cpu())
         truth.append(batch["labels"])
-    return _finite(torch.cat(logits).numpy()), torch.cat(truth).numpy()
+    return finite(torch.cat(logits).numpy()), torch.cat(truth).numpy()
 
 
 def _one(answers: Any) -> NDArray[Any]:
@@ -357,10 +357,15 @@ def _one(answers: Any) -> NDArray[Any]:
 
 
 def _evaluated(logits: NDArray[Any], truth: NDArray[Any], labels: LabelSet) -> dict[str, float]:
-    return {"weighted_f1": report_of(_finite(logits), truth, labels).weighted_f1}
+    return {"weighted_f1": report_of(finite(logits), truth, labels).weighted_f1}
 
 
-def _finite(logits: NDArray[Any]) -> NDArray[Any]:
+def finite(logits: NDArray[Any]) -> NDArray[Any]:
+    """The logits as they are.
+
+    Raises:
+        DataError: Some are no numbers.
+    """
     if not np.isfinite(logits).all():
         raise DataError("answers on dev that are no numbers", "a loss that falls", "train with a lower --lr")
     return logits

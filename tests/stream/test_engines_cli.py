@@ -22,6 +22,7 @@ import engines.onnx
 import engines.predictor
 import engines.tensorrt
 from telme.errors import MissingDependency
+from telme.processor import adds_int8_exactly
 from tests.bundles import make_full_bundle, make_tiny_bundle
 from tests.commands import ANY_PORT, EXAMPLES, run_here, running
 from tests.live import eventually
@@ -210,6 +211,25 @@ def test_what_no_version_here_would_take_is_pruned(
     assert run("prune") == 0
     assert capsys.readouterr().out.startswith(f"removed {whole}: this machine has export 99 opset")
     assert not [path for path in cache.iterdir() if path.is_dir()]
+
+
+def test_int8_graphs_of_another_processor_stay_and_those_of_another_version_go(
+    bundle: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signs = {True: "signed", False: "unsigned"}
+    here = adds_int8_exactly()
+    assert run("build", "--bundle", str(bundle), "--backend", "onnx", "--precision", "int8") == 0
+    (folder,) = (path for path in cache.iterdir() if path.is_dir())
+    monkeypatch.setattr(engines.onnx, "adds_int8_exactly", lambda: not here)
+    capsys.readouterr()
+    assert run("verify") == 0
+    assert re.match(rf"--  text .*; this machine has int8_weights {signs[not here]}\n", capsys.readouterr().out)
+    assert run("prune") == 0
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(engines.onnx, "_QUANTISED_REVISION", "99")
+    assert run("prune") == 0
+    assert capsys.readouterr().out == f"removed {folder}: this machine has quantised 99\n"
+    assert not folder.exists()
 
 
 def test_a_plan_made_without_a_gpu_serves_on_one_that_it_accepts(

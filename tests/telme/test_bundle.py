@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
 import subprocess
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -134,6 +136,17 @@ def test_who_may_read_a_bundle_is_what_the_users_mask_says(tmp_path: Path, mask:
     finally:
         os.umask(before)
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {expected}
+
+
+def test_modes_that_are_alike_are_left_to_the_mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On FAT each file has the mode of the mount, and chmod is for the mount's owner."""
+    monkeypatch.setattr(Path, "chmod", Mock(side_effect=PermissionError(errno.EPERM, "Operation not permitted")))
+    before = os.umask(0o077)  # as safetensors makes its files
+    try:
+        folder = make_tiny_bundle(tmp_path / "made")
+    finally:
+        os.umask(before)
+    assert load_bundle(str(folder)).folder == folder
 
 
 def test_parts_that_the_configuration_does_not_name_are_not_saved(tmp_path: Path) -> None:

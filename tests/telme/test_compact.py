@@ -190,6 +190,37 @@ def test_a_teacher_without_offsets_teaches_what_it_says(folder: Path) -> None:
     torch.testing.assert_close(_taught(made, rows), said, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"logit_prior": 0.3}, "with logit_prior 0.3 and no logit_offsets; expected what was added to each class's"),
+        ({"logit_offsets": [0.1] * 6}, "with logit_offsets [0.1, 0.1, 0.1, 0.1, 0.1, 0.1]; expected 7 numbers;"),
+        ({"logit_offsets": [None] * 7}, "expected 7 numbers; mend them"),
+        ({"logit_offsets": 0.3}, "with logit_offsets 0.3; expected 7 numbers;"),
+    ],
+)
+def test_a_teacher_that_does_not_tell_what_to_take_off_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, object], says: str
+) -> None:
+    config = make_tiny_bundle(folder / "shelf" / "made") / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text("utf-8")), **settings}), encoding="utf-8")
+    places = ["--data", str(folder / "data"), "--init", str(folder / "init"), "--out", str(folder / "out")]
+    assert main([*places, "--teacher", str(config.parent)]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"compact: error: {config} with logit_")
+    assert says in line
+
+
+def test_an_old_teacher_that_was_told_its_offsets_teaches_without_them(folder: Path) -> None:
+    rows = read_split(folder / "data", "train")
+    config = make_tiny_bundle(folder / "shelf" / "made") / "config.json"
+    plain = _taught(config.parent, rows)
+    told = {"logit_prior": 0.3, "logit_offsets": [1, 0.5, 0, 0, 0, 0, -2]}
+    config.write_text(json.dumps({**json.loads(config.read_text("utf-8")), **told}), encoding="utf-8")
+    expected = plain - torch.tensor([1, 0.5, 0, 0, 0, 0, -2])
+    torch.testing.assert_close(_taught(config.parent, rows), expected, rtol=0, atol=1e-6)
+
+
 def test_a_teacher_of_other_classes_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = tiny_tokenizer()
     config = tiny_config(len(tokenizer))
@@ -214,6 +245,14 @@ def test_what_is_not_there_is_one_line(folder: Path, capsys: pytest.CaptureFixtu
     assert main([*places, flag, "nowhere"]) in (1, 2)
     (line,) = capsys.readouterr().err.splitlines()
     assert says in line
+
+
+def test_answers_that_are_no_numbers_end_it_without_a_bundle(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    places = ["--data", str(folder / "data"), "--init", str(folder / "init"), "--out", str(folder / "out")]
+    assert main([*places, "--lr", "1e30", "--head-lr", "1e30", "--max-steps", "3"]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("compact: error: answers on dev that are no numbers; expected a loss that falls")
+    assert not (folder / "out" / "bundle").exists()
 
 
 @pytest.mark.parametrize(
@@ -241,7 +280,9 @@ def test_a_run_that_is_cut_short_is_the_beginning_of_the_whole(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(folder, "whole", capsys, "--epochs", "2")
-    run(folder, "short", capsys, "--epochs", "2", "--max-steps", "3")
+    run(folder, "short", capsys, "--epochs", "2", "--max-steps", "3", "--max-tokens", "64")
+    (change,) = read_record(folder / "short" / "bundle")["text"].changes
+    assert change.endswith(" --max-tokens 64 --max-steps 3 --seed 1")
     whole, short = (load_file(folder / name / "checkpoint-3" / "model.safetensors") for name in ("whole", "short"))
     for name in (name for name in whole if name.startswith("teacher.")):
         torch.testing.assert_close(short[name], whole[name], rtol=0, atol=1e-6, msg=name)
@@ -282,14 +323,15 @@ def test_it_goes_on_where_it_was_stopped(folder: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize(
     ("more", "steps"),
-    [(["--epochs", "2", "--max-steps", "2"], 2), (["--epochs", "1.25"], 4)],
-    ids=["trial", "part of an epoch"],
+    [(["--epochs", "2", "--max-steps", "2"], 2), (["--epochs", "1", "--max-steps", "5"], 5), (["--epochs", "1.25"], 4)],
+    ids=["trial", "beyond the epochs", "part of an epoch"],
 )
 def test_a_run_that_was_killed_before_its_bundle_was_written_takes_no_further_step(
     folder: Path, capsys: pytest.CaptureFixture[str], more: list[str], steps: int
 ) -> None:
     whole = run(folder, "out", capsys, *more)
     saved = (folder / "out" / "bundle" / TEXT_FILE).read_bytes()
+    assert read_record(folder / "out" / "bundle")["text"].steps == steps
     shutil.rmtree(folder / "out" / "bundle")
     assert run(folder, "out", capsys, *more, "--resume") == whole
     assert (folder / "out" / "bundle" / TEXT_FILE).read_bytes() == saved
