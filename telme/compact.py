@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor
 from transformers import (
@@ -256,7 +257,11 @@ def _taught(teacher: Path, rows: Sequence[Row]) -> Tensor:
 
 
 def _answered(teacher: Path, rows: Sequence[Row]) -> Path:
-    """The file with a bundle's answers, which are made if they are not there."""
+    """The file with a bundle's answers, which are made if they are not there.
+
+    Raises:
+        BundleError, UsageError, DataError: As `_taught`; or the file cannot be written.
+    """
     bundle = open_bundle(str(teacher))
     labels = bundle.config.label_set
     if labels != MELD_DATA.labels:
@@ -273,7 +278,14 @@ def _answered(teacher: Path, rows: Sequence[Row]) -> Path:
             config.max_prompt_tokens = TRAINING_TOKENS
         with torch.autocast("cpu", torch.bfloat16, enabled=knows_bfloat16()):
             logits = answers(network, rows, bundle.tokenizer, config)
-        save_file({"logits": logits - offsets}, path)
+        try:
+            save_file({"logits": logits - offsets}, path)
+        except (OSError, SafetensorError) as error:
+            raise DataError(
+                f"{path} with the teacher's answers cannot be written: {error}",
+                "room beside the teacher's bundle",
+                "free some space, or copy the bundle to a folder of yours",
+            ) from error
     return path
 
 

@@ -17,7 +17,7 @@ from transformers import BertConfig, BertModel
 
 from bench.meld_f1 import main as meld_f1
 from telme import compact
-from telme.bundle import CARD_FILE, TEXT_FILE, load_bundle, save_bundle
+from telme.bundle import CARD_FILE, TEXT_FILE, load_bundle, open_bundle, save_bundle
 from telme.compact import _taught, main
 from telme.data import read_split
 from telme.dialogue import SPEAKER_TOKENS
@@ -179,6 +179,17 @@ def test_a_teacher_teaches_without_the_offsets_of_its_rule(
     assert scored["calibration_error"] == pytest.approx(ruled["calibration_error"], abs=1e-3)
     said = _taught(folder / "ruled" / "bundle", rows)
     torch.testing.assert_close(said, _taught(folder / "plain" / "bundle", rows), rtol=0, atol=1e-5)
+
+
+def test_answers_that_cannot_be_kept_are_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = make_tiny_bundle(folder / "shelf" / "made")
+    # In the place of a folder that may not be written, which root may: a folder where the file belongs.
+    name = compact._answers_name(open_bundle(str(teacher)), read_split(folder / "data", "train"))
+    (teacher.parent / name).mkdir()
+    places = ["--data", str(folder / "data"), "--init", str(folder / "init"), "--out", str(folder / "out")]
+    assert main([*places, "--teacher", str(teacher)]) == 1
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("compact: error"))
+    assert f"{teacher.parent / name} with the teacher's answers cannot be written" in line
 
 
 def test_a_teacher_without_offsets_teaches_what_it_says(folder: Path) -> None:
