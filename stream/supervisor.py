@@ -7,9 +7,9 @@
     Ctrl-C  once: stop; twice: kill
     USR1    the capture process is told that a new dialogue begins
 
-Children are spawned, never forked, with SIGINT, SIGTERM and SIGHUP blocked, so that a terminal's Ctrl-C or end and the
-stop of a service manager, which all go to the whole group, reach this process only. A child whose supervisor dies sees
-its control line end, and stops.
+Children are spawned, never forked, with SIGINT, SIGTERM, SIGHUP and SIGUSR1 blocked, so that a terminal's Ctrl-C or
+end, the stop of a service manager and a shell's `kill -USR1 %1`, which all go to the whole group, reach this process
+only. A child whose supervisor dies sees its control line end, and stops.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ CAPTURE_STOP_DEADLINE_S = 55.0
 WORKER_STOP_DEADLINE_S = 10.0
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SUPERVISORS = {*_STOPS, signal.SIGUSR1}  # what no other process of the group may act on
 _spawn = multiprocessing.get_context("spawn")
 
 
@@ -93,12 +94,13 @@ class Child:
 
     def start(self) -> None:
         """Spawn the process."""
-        resource_tracker.ensure_running()  # the first spawn would start it, which lifts the block below
         self.line, far = _spawn.Pipe()
         self.ready = self.failure = None
         self.process = _spawn.Process(target=self.target, args=(*self.arguments, far), name=self.name)
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, set(_STOPS))
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SUPERVISORS)
         try:
+            resource_tracker.ensure_running()  # the first spawn would start it, which lifts some of the block
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SUPERVISORS)
             self.process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

@@ -221,3 +221,31 @@ def test_usr1_tells_the_last_child_that_a_new_dialogue_begins(interrupts: Interr
     assert last.ready == {"dialogues": "1"}
     assert first.ready == {"dialogues": "0"}
     assert exit_code(last) == 0
+
+
+_WHOLE_GROUP = """
+import os, signal
+from stream.supervisor import Child
+from tests.stream.children import obedient
+signal.signal(signal.SIGUSR1, lambda *_: None)
+for _ in range(2):
+    child = Child("obedient", obedient, (), False, 10.0)
+    child.start()
+    os.killpg(0, signal.SIGUSR1)
+    child.tell("stop")
+    child.process.join()
+    print(child.process.exitcode)
+"""
+
+
+def test_usr1_to_the_whole_group_ends_no_child_that_starts_and_no_helper() -> None:
+    """A shell's `kill -USR1 %1`. A resource tracker that dies of it is a warning when the next child starts."""
+    run = subprocess.run(
+        [sys.executable, "-c", _WHOLE_GROUP],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=True,
+        start_new_session=True,
+    )
+    assert (run.stdout.split(), run.stderr) == (["0", "0"], "")
