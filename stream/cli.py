@@ -272,7 +272,9 @@ def main(arguments: list[str] | None = None) -> None:
         code = _complain(f"{error.format_message().rstrip('.')}; expected what telme-stream --help lists", 2, given)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except BrokenPipeError:  # nobody reads any more
+    except SystemExit as end:  # typer's, with code 1, where nobody reads any more
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
         drop_output()
         code = INTERRUPTED
     except OSError as error:

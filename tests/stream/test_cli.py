@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import socket
 import subprocess
@@ -180,6 +181,19 @@ def test_output_that_takes_nothing_is_one_line(arguments: list[str], to: str, sa
     assert done.returncode == 1, done.stderr
     assert done.stderr.startswith(f"telme-stream: error: {says}")
     assert done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["models", "list"]])
+def test_output_that_nobody_reads_any_more_is_no_error(arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [*COMMAND, *arguments], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=DEADLINE_S, check=False
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 def test_an_error_of_a_file_is_not_told_as_one_of_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
