@@ -30,7 +30,7 @@ from telme.errors import FeatureError, PredictorError, WireError
 _log = logging.getLogger(__name__)
 
 HEARTBEAT_MS = 1000
-# A worker that was started again gives subscribers so long to come back before it speaks.
+# A worker gives subscribers so long to find it before it speaks.
 _SUBSCRIBER_GRACE_MS = 2000
 _INTERIM_MEDIA: tuple[Absent, Absent] = (Absent("an interim guess reads the words alone"),) * 2
 
@@ -98,18 +98,18 @@ class Worker:
         self._given_seq = 0  # the last event given to the socket by the heartbeat before
 
     def take_over(self, control: Control) -> None:
-        """Publish what an earlier worker stored and may not have said, once a subscriber is back.
+        """Publish what an earlier worker stored and may not have said, once a subscriber is there.
 
-        The word to stop cuts this short only where nothing is left to say.
+        A worker with nothing to say yet waits as well: utterances may wait for it, and who listens for their events has
+        to find its new socket first. The word to stop cuts this short only where nothing is left to say.
         """
         left = self._store.unpublished()
-        if self._store.last_seq:
-            deadline_ns = time.monotonic_ns() + _SUBSCRIBER_GRACE_MS * 1_000_000
-            while not self._link.subscribers and time.monotonic_ns() < deadline_ns:
-                if control.stop_asked() and not left:
-                    return
-                self._link.wait(max((deadline_ns - time.monotonic_ns()) // 1_000_000, 1))
-                self._link.new_subscribers()
+        deadline_ns = time.monotonic_ns() + _SUBSCRIBER_GRACE_MS * 1_000_000
+        while not self._link.subscribers and time.monotonic_ns() < deadline_ns:
+            if control.stop_asked() and not left:
+                return
+            self._link.wait(max((deadline_ns - time.monotonic_ns()) // 1_000_000, 1))
+            self._link.new_subscribers()
         for event in left:
             self._publish(event)
 

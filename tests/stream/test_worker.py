@@ -213,6 +213,17 @@ def test_workers_with_journals_of_their_own_give_no_id_twice(tmp_path: Path) -> 
     assert len({event_id for _, _, event_id in said}) == 4
 
 
+def test_a_worker_that_is_new_waits_for_who_listens_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Utterances may wait for it already; their events would go to nobody."""
+    monkeypatch.setattr("stream.worker._SUBSCRIBER_GRACE_MS", 3_600_000)
+    worker = Bench(tmp_path, subscribed=False)
+    worker.subscribe()  # it connects in the background
+    lines = Lines()
+    worker.worker.take_over(lines.child)
+    assert worker.link.subscribers == 1
+    worker.close()
+
+
 def test_a_stop_waits_for_the_subscriber_of_what_is_left_to_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
