@@ -330,6 +330,10 @@ class WorkerLink:
         """Wait for a message, a subscriber or a watched descriptor."""
         self._poller.poll(timeout_ms)
 
+    def wait_for_subscriber(self, timeout_ms: int) -> None:
+        """Wait for a subscriber to come or go; messages stay where they are."""
+        self._bus.poll(timeout_ms)
+
     def new_subscribers(self) -> bool:
         """Take note of who subscribed and left; True when somebody subscribed."""
         came = False

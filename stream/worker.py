@@ -32,6 +32,7 @@ _log = logging.getLogger(__name__)
 HEARTBEAT_MS = 1000
 # A worker gives subscribers so long to find it before it speaks.
 _SUBSCRIBER_GRACE_MS = 2000
+_LOOK_EVERY_MS = 50  # for the word to stop, meanwhile
 _INTERIM_MEDIA: tuple[Absent, Absent] = (Absent("an interim guess reads the words alone"),) * 2
 
 
@@ -108,7 +109,7 @@ class Worker:
         while not self._link.subscribers and time.monotonic_ns() < deadline_ns:
             if control.stop_asked() and not left:
                 return
-            self._link.wait(max((deadline_ns - time.monotonic_ns()) // 1_000_000, 1))
+            self._link.wait_for_subscriber(_LOOK_EVERY_MS)  # not for messages, which may be there all the time
             self._link.new_subscribers()
         for event in left:
             self._publish(event)

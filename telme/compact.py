@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make(options: argparse.Namespace) -> None:
     """Train, shift the classes' logits, fit the temperature on dev and save a bundle."""
     one_device()
-    options.precision = usable("bfloat16")
+    options.precision = usable("bfloat16")  # decides the outcome as the flags do
     torch.manual_seed(options.seed)
     rows = {split: read_split(options.data, split) for split in _SPLITS}
     if not options.init.is_dir():

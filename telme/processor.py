@@ -16,7 +16,7 @@ def multiplies_bfloat16() -> bool:
 
 
 def adds_int8_exactly() -> bool:
-    """Whether products of signed and unsigned bytes are added without loss (VNNI; all processors but x86).
+    """Whether products of signed and unsigned bytes are added without loss (with VNNI, and where there is no AVX2).
 
     AVX2 alone adds two such products in 16 bits, where the largest no longer fit.
     """

@@ -1,7 +1,7 @@
 """Which class to answer with, where answers count by weighted F1.
 
-The most probable class is the right answer where each answer counts alike. F1 gives more for an utterance of a class
-that is seldom answered with, so that the best rule takes a likelier rare class for a little less probable common one
+The most probable class is the best answer where each answer counts alike. F1 gives more for a right answer of a class
+that is rarely answered with, so that the best rule prefers a rare class to a common one that is somewhat more probable
 (Lipton et al. 2014; Narasimhan et al. 2015, section 3). What is fitted here needs no labels, but probabilities that
 mean what they say.
 
