@@ -4,7 +4,7 @@ Two runs. The first, from all-mpnet-base-v2, makes the teacher; the second, with
 taught by the labels and by the teacher's answers (Hinton et al. 2015). Dialogues are packed (`telme.packing`), so that
 an epoch of MELD takes minutes on one core; with `--whole` they are not, and every token sees all. A moving average of
 the weights is kept (Polyak and Juditsky 1992); a run chooses nothing on dev but the temperature and, from what it says
-there without the labels, the rule by which rare classes are answered (`telme.rule`).
+there without the labels, the rule by which rare classes are answered (`telme.decision`).
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from telme.checkpoints import begin, step_of
 from telme.config import TelmeConfig
 from telme.data import Row, annotation_file, read_split
 from telme.datasets import MELD_DATA, Split
+from telme.decision import offsets_for_f1
 from telme.dialogue import SPEAKER_TOKENS
 from telme.errors import INTERRUPTED, BundleError, DataError, TelmeStreamError, UsageError
 from telme.evaluate import Report
@@ -51,7 +52,6 @@ from telme.processor import knows_bfloat16
 from telme.pupil import SMOOTHING, WEIGHT_DECAY, Average, Coach, Pupil, parameter_groups
 from telme.recipes import StageRecipe
 from telme.record import Record, Training
-from telme.rule import offsets_for_f1
 
 # More than any dialogue of MELD holds: training packs are never cut.
 TRAINING_TOKENS = 512

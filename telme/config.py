@@ -56,7 +56,7 @@ class TelmeConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
         max_turns: Turns of context, the current one included.
         calibration_temperature: Logits are divided by it before the softmax; fitted on dev, 1 leaves them as they are.
         logit_offsets: What was added to the text teacher's logits [C] after training, in its weights, so that the
-            likeliest class is the best answer by weighted F1 (`telme.rule`); None for nothing.
+            likeliest class is the best answer by weighted F1 (`telme.decision`); None for nothing.
         turn_starts: Ids of the tokens that begin a turn or the question at the end. Where they are given, a token of
             the prompt sees its own turn and those before it; without them, the whole prompt (paper).
     """

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 
-from telme.rule import expected_weighted_f1, offsets_for_f1
+from telme.decision import expected_weighted_f1, offsets_for_f1
 
 FREQUENCIES = np.array([0.1, 0.02, 0.03, 0.2, 0.47, 0.06, 0.12])
 
