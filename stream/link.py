@@ -35,6 +35,8 @@ _GREETED = zmq.EVENT_HANDSHAKE_SUCCEEDED
 _PARTED = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 # A connection that is not there after this is tried anew: a host name that does not resolve gives no event.
 _GREETING_DEADLINE_S = 5.0
+# At the end, reports wait so long for a worker that was not met yet, as in a run of a moment.
+_LAST_REPORTS_S = 2.0
 # A peer whose machine lost its power or network is noticed within twice this.
 _HEARTBEAT_MS = 5000
 _POLL_MS = 500
@@ -106,6 +108,7 @@ class CaptureLink:
         self._wake_receiver.setblocking(False)
         self._wake_sender.setblocking(False)
         self._stop = threading.Event()
+        self._over_s = 0.0  # once `_stop` is set: when held reports are given up
         self._changed = threading.Condition()
         self._unanswered = 0
         self._given_ns: deque[int] = deque()  # when those of this run that are not answered were sent
@@ -119,6 +122,7 @@ class CaptureLink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._over_s = time.monotonic() + _LAST_REPORTS_S
         self._stop.set()
         self._wake()
         self._thread.join()
@@ -185,7 +189,7 @@ class CaptureLink:
                 forget_unreadable(outbox)
                 self._count(outbox)
                 apart_s, told = time.monotonic(), False
-                while not self._stop.is_set():
+                while not self._is_over():
                     with context.socket(zmq.DEALER) as dealer:
                         met = self._converse(dealer, outbox)
                     if met:
@@ -194,13 +198,22 @@ class CaptureLink:
                         _log.warning("no worker at %s; expected one; what is said waits for it", self._address)
                         told = True
                     self._take_queued(outbox, has_peer=False)
-                    self._stop.wait(_RECONNECT_MS / 1000)
-                self._take_queued(outbox, has_peer=False)  # what was sent just before the end stays for the next run
+                    time.sleep(_RECONNECT_MS / 1000)
+                if self._held.frames:
+                    _log.warning(
+                        "no worker for the last %d reports; expected one; they are lost", len(self._held.frames)
+                    )
         except (TelmeStreamError, zmq.ZMQError) as error:
             _log.error("link: %s", error)
             with self._changed:
                 self._failure = error
                 self._changed.notify_all()
+
+    def _is_over(self) -> bool:
+        """Whether to stop with all taken: what was sent just before the end is in the outbox for the next run."""
+        if not self._stop.is_set() or self._queue:
+            return False
+        return not self._held.frames or time.monotonic() >= self._over_s
 
     def _converse(self, dealer: zmq.Socket[bytes], outbox: Outbox) -> bool:
         """One connection; False when there was none. The next one begins with what was not answered, in order.
@@ -218,7 +231,7 @@ class CaptureLink:
         parted, deadline_s = False, time.monotonic() + _GREETING_DEADLINE_S
         try:
             _connect(dealer, self._address)
-            while not parted and not (self._stop.is_set() and not self._queue):
+            while not parted and not self._is_over():
                 ready = dict(poller.poll(None if flight else _POLL_MS))
                 if monitor in ready:
                     happened = recv_monitor_message(monitor)["event"]

@@ -29,7 +29,7 @@ from av.video.frame import VideoFrame as Picture
 from stream.channels import Channels
 from stream.clock import samples_to_ns
 from stream.frames import FrameRing
-from stream.items import SAMPLE_RATE_HZ, AudioBlock, Missing, Pcm, VideoFrame
+from stream.items import SAMPLE_RATE_HZ, AudioBlock, Missing, Pcm, Stalled, VideoFrame
 from telme.errors import SourceError
 from telme.media import channels_of, first_stream, open_media
 
@@ -38,16 +38,21 @@ _NS_PER_S = 1_000_000_000
 _BLOCK_SAMPLES = 480  # 30 ms
 _PTS_SLACK_SAMPLES = 640  # 40 ms: containers round time stamps, some to whole milliseconds
 _MAX_CHANNELS = 9  # TelME knows nine speakers
-# A larger jump of the time stamps is lost sound only when the next frame follows it; one by itself is a broken stamp.
+# A larger jump of the time stamps is lost sound only when the next frame follows it; one by itself is a broken stamp. A
+# smaller one is broken when the next frame's goes back.
 _SURE_GAP_SAMPLES = 60 * SAMPLE_RATE_HZ
-_MAX_GAP_SAMPLES = 3600 * SAMPLE_RATE_HZ  # a larger jump is another time line, as of joined recordings
+# A larger jump is another time line, as of joined recordings, and so is one back by a second.
+_MAX_GAP_S = 3600
+_LEAP_S = 1
+_STALL_S = 1.0  # in a hole as long as this a paced replay says that nothing comes
 
 
 class FileReplay:
     """A file replayed at its own pace or as fast as it is read: a context manager like the live sources.
 
     Sound that is missing in the file (damage, a hole between time stamps) is skipped in the numbering of samples, as
-    a microphone's losses are.
+    a microphone's losses are. Where time stamps begin anew, as in recordings that were joined byte by byte, sound goes
+    on without a hole, and its pictures with it.
 
     Args:
         path: The file.
@@ -114,22 +119,23 @@ class FileReplay:
         """End `blocks`, at once even while it waits. From any thread, any number of times."""
         self._stopping.set()
 
-    def blocks(self) -> Iterator[AudioBlock]:
-        """Yield the file's sound in blocks of 30 ms (shorter at its end and before a gap), until the end or `stop`."""
+    def blocks(self) -> Iterator[AudioBlock | Stalled]:
+        """Yield the file's sound in blocks of 30 ms (shorter at its end and before a gap), until the end or `stop`.
+
+        In a hole of the file a paced replay yields `Stalled` each second, as a microphone does.
+        """
         start_ns = self._now_ns()
         sound, told_apart = _Sound(self._splits), Channels(str(self._path))
         pictures: _Pictures | None = None
         for first_sample, channels in sound.blocks(self._readers[0]):
             if pictures is None and isinstance(self.pictures, FrameRing):
-                origin = sound.origin or Fraction(0)
-                pictures = _Pictures(self._readers[1], self.pictures, start_ns, origin)
+                pictures = _Pictures(self._readers[1], self.pictures, start_ns, sound.origins_s or [Fraction(0)])
             captured_ns = start_ns + samples_to_ns(first_sample)
             end_ns = captured_ns + samples_to_ns(channels.shape[1])
             if pictures is not None:
                 pictures.advance(end_ns, self._stopping)
-            left_ns = end_ns - self._now_ns()
-            if not self._fast and left_ns > 0:
-                self._wait(self._stopping, left_ns / _NS_PER_S)
+            if not self._fast:
+                yield from self._wait_until(end_ns)
             if self._stopping.is_set():
                 return
             arrived_ns = self._now_ns()
@@ -137,6 +143,12 @@ class FileReplay:
                 yield AudioBlock(first_sample, pcm, captured_ns, arrived_ns, channel)
         if self.damaged:
             _LOG.warning("%s: %d damaged packets or frames were left out", self._path, self.damaged)
+
+    def _wait_until(self, end_ns: int) -> Iterator[Stalled]:
+        while not self._stopping.is_set() and (left_ns := end_ns - self._now_ns()) > 0:
+            left_s = left_ns / _NS_PER_S
+            if not self._wait(self._stopping, min(left_s, _STALL_S)) and left_s > _STALL_S:
+                yield Stalled(self._now_ns())
 
 
 class _Reader:
@@ -187,20 +199,21 @@ class _Sound:
         splits: Keep the channels apart; otherwise there is one, their mean, as in training (`telme.clips`).
 
     Attributes:
-        origin: The media time of the first sample in seconds, known with the first block.
+        origins_s: The media time of sample 0 in seconds, on each of the file's time lines so far.
     """
 
     def __init__(self, splits: bool) -> None:
         self._splits = splits
         self._layout: str | None = None  # of what is kept: the first frame tells it
-        self.origin: Fraction | None = None
+        self.origins_s: list[Fraction] = []
         self._format: tuple[int, str, str] | None = None
         self._resampler: av.AudioResampler | None = None
         self._pending: list[Pcm] = []
         self._pending_length = 0
         self._first_sample = 0  # of what is pending
         self._expected = Fraction(0)  # where the next frame should start, in samples at 16 kHz
-        self._told = False  # that a time stamp is not believed
+        self._stamped_end_s = Fraction(0)  # of the last frame, by its own stamp where that is believed
+        self._told = False  # that a time stamp leaps
 
     def blocks(self, reader: _Reader) -> Iterator[tuple[int, Pcm]]:
         sounds = (frame for frame in reader.frames() if isinstance(frame, AudioFrame))
@@ -224,30 +237,39 @@ class _Sound:
 
     def _gap(self, frame: AudioFrame, following: AudioFrame | None) -> bool:
         """Whether sound is missing before this frame; then `_expected` is moved behind the gap."""
-        position = self._position(frame)
-        if position is None or (missing := position - self._expected) <= _PTS_SLACK_SAMPLES:
+        at_s, length_s = _time_s(frame), Fraction(frame.samples, frame.sample_rate)
+        if at_s is None:
             return False
-        missing_ms = missing * 1000 // SAMPLE_RATE_HZ
-        if missing >= _SURE_GAP_SAMPLES:
-            next_position = None if following is None else self._position(following)
-            end = position + Fraction(frame.samples * SAMPLE_RATE_HZ, frame.sample_rate)
-            if next_position is None or abs(next_position - end) > _PTS_SLACK_SAMPLES or missing > _MAX_GAP_SAMPLES:
-                if not self._told:
-                    _LOG.warning("a time stamp of the sound leaps by %d ms and is not believed", missing_ms)
-                self._told = True
-                return False
-        _LOG.warning("%d ms of sound are missing in the file", missing_ms)
-        self._expected = position
+        if not self.origins_s:
+            self.origins_s.append(at_s)
+            self._stamped_end_s = at_s
+        missing = (at_s - self.origins_s[-1]) * SAMPLE_RATE_HZ - self._expected
+        leap_s = at_s - self._stamped_end_s
+        is_other_line = missing > _MAX_GAP_S * SAMPLE_RATE_HZ or leap_s < -_LEAP_S
+        next_s = None if following is None else _time_s(following)
+        if is_other_line or missing >= _SURE_GAP_SAMPLES:
+            away_s = None if next_s is None else abs(next_s - at_s - length_s)
+            is_believed = away_s is not None and away_s * SAMPLE_RATE_HZ <= _PTS_SLACK_SAMPLES
+        else:
+            is_believed = missing <= _PTS_SLACK_SAMPLES or next_s is None or next_s >= at_s
+        self._stamped_end_s = (at_s if is_believed else self._stamped_end_s) + length_s
+        if is_other_line or not is_believed:
+            self._tell_leap(leap_s, is_believed)
+            if is_believed:  # sound goes on where it was
+                self.origins_s.append(at_s - self._expected / SAMPLE_RATE_HZ)
+            return False
+        if missing <= _PTS_SLACK_SAMPLES:
+            return False
+        _LOG.warning("%d ms of sound are missing in the file", missing * 1000 // SAMPLE_RATE_HZ)
+        self._expected += missing
         return True
 
-    def _position(self, frame: AudioFrame) -> Fraction | None:
-        """Samples at 16 kHz from the first frame's time stamp to this one's, where it has one."""
-        if frame.pts is None or frame.time_base is None:
-            return None
-        at = frame.pts * frame.time_base
-        if self.origin is None:
-            self.origin = at
-        return (at - self.origin) * SAMPLE_RATE_HZ
+    def _tell_leap(self, leap_s: Fraction, is_believed: bool) -> None:
+        """Once for a file, which may be joined of many."""
+        if not self._told:
+            meaning = "the time line of another recording" if is_believed else "it is not believed"
+            _LOG.warning("a time stamp of the sound leaps by %d ms: %s", int(leap_s * 1000), meaning)
+        self._told = True
 
     def _flush_resampler(self) -> None:
         if self._resampler is not None:
@@ -284,26 +306,52 @@ class _Pictures:
     reader: _Reader
     ring: FrameRing
     start_ns: int
-    origin: Fraction  # media time of the first audio sample, in seconds
+    origins_s: list[Fraction]  # of the sound, which grows with each time line
 
     def __post_init__(self) -> None:
         self._stamped = self._stamp()
         self._next = next(self._stamped, None)
 
     def advance(self, until_ns: int, stopping: Event) -> None:
-        """Put every picture shown before or at `until_ns` that is not in the ring yet."""
-        while self._next is not None and self._next[0] <= until_ns and not stopping.is_set():
-            captured_ns, picture = self._next
+        """Put every picture shown before or at `until_ns` that is not in the ring yet.
+
+        Those of another time line wait until the sound has come to it.
+        """
+        while self._next is not None and not stopping.is_set():
+            line, at_s, picture = self._next
+            if line >= len(self.origins_s):
+                return
+            captured_ns = self.start_ns + round((at_s - self.origins_s[line]) * _NS_PER_S)
+            if captured_ns > until_ns:
+                return
             if self.ring.due(captured_ns):
                 image = np.rot90(picture.to_ndarray(format="rgb24"), picture.rotation // 90)
                 self.ring.put(VideoFrame(captured_ns, self.ring.prepare(np.ascontiguousarray(image))))
             self._next = next(self._stamped, None)
 
-    def _stamp(self) -> Iterator[tuple[int, Picture]]:
+    def _stamp(self) -> Iterator[tuple[int, Fraction, Picture]]:
+        """Pictures with the number of their time line and their time on it; one with a broken stamp is left out."""
+        line, before_s = 0, None
+        for picture, following in pairwise(chain(self._timed(), (None,))):
+            assert picture is not None
+            at_s, shown = picture
+            leap_s = Fraction(0) if before_s is None else at_s - before_s
+            if before_s is not None and abs(leap_s) > _LEAP_S:
+                if following is not None and abs(following[0] - at_s) > abs(following[0] - before_s):
+                    continue
+                line += leap_s < 0 or leap_s > _MAX_GAP_S
+            before_s = at_s
+            yield line, at_s, shown
+
+    def _timed(self) -> Iterator[tuple[Fraction, Picture]]:
         for frame in self.reader.frames():
-            if isinstance(frame, Picture) and frame.pts is not None and frame.time_base is not None:
-                position_s = frame.pts * frame.time_base - self.origin
-                yield self.start_ns + round(position_s * _NS_PER_S), frame
+            if isinstance(frame, Picture) and (at_s := _time_s(frame)) is not None:
+                yield at_s, frame
+
+
+def _time_s(frame: AudioFrame | Picture) -> Fraction | None:
+    """The media time of a frame, where it has one."""
+    return None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
 
 
 def _check_channels(path: Path, sound: _Reader) -> None:

@@ -44,6 +44,14 @@ def test_a_quiet_moment_that_a_codec_made_of_its_own_settles_nothing() -> None:
     assert heard(faint, (SPEECH, SPEECH)) == [2, 1]
 
 
+def test_copies_too_quiet_to_settle_it_are_heard_once() -> None:
+    """Speech at -57 dBFS, of which each sentence was said on both channels."""
+    quiet = [noise(46) for _ in range(20)]
+    assert heard((BLANK, BLANK), *((block, block) for block in quiet)) == [2] + [1] * 20
+    assert heard(*((block, block) for block in quiet), (SPEECH, BLANK), (SPEECH, SPEECH)) == [1] * 20 + [2, 2]
+    assert heard((quiet[0], quiet[0]), (quiet[1], quiet[2]), (quiet[3], BLANK)) == [1, 2, 2]
+
+
 @pytest.mark.parametrize("right", [BLANK, OTHER, (SPEECH // 3).astype(np.int16)])
 def test_channels_that_differ_are_heard_apart_even_where_they_agree(right: Pcm) -> None:
     assert heard((BLANK, BLANK), (SPEECH, right), (SPEECH, SPEECH)) == [2, 2, 2]

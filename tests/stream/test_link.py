@@ -237,3 +237,14 @@ def test_the_last_reports_leave_before_the_link_closes(address: str, tmp_path: P
             for number in range(50):
                 capture.send(report(number))
         assert len(collect(worker, 50)) == 50
+
+
+def test_reports_of_a_run_that_is_over_before_it_has_met_the_worker_arrive(address: str, tmp_path: Path) -> None:
+    """A file of a moment: it was never said to be opened, nor to have ended."""
+    with worker_at(address) as worker:
+        for run in range(5):
+            with capture_to(worker.utterances, tmp_path) as capture:
+                capture.send(report(run))
+            _, received = collect(worker, 2)
+            assert isinstance(received, Received)
+            assert received.message == report(run)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from stream.capture import Ears
 from stream.config import Config, SpeakersConfig
-from stream.items import SAMPLE_RATE_HZ, Draft, Missing, Pcm, Span, Utterance
+from stream.items import SAMPLE_RATE_HZ, AudioBlock, Draft, Missing, Pcm, Span, Utterance
 from stream.replay import FileReplay
 from stream.speakers import (
     ENOUGH_S,
@@ -244,7 +244,7 @@ def test_everybody_is_one_speaker_by_default() -> None:
 
 def sound_of(path: Path) -> Pcm:
     with FileReplay(path, True, NO_PICTURES) as source:
-        return np.concatenate([block.pcm for block in source.blocks()])
+        return np.concatenate([block.pcm for block in source.blocks() if isinstance(block, AudioBlock)])
 
 
 def write_channels(path: Path, channels: Sequence[Pcm], rate_hz: int = SAMPLE_RATE_HZ) -> None:
@@ -285,7 +285,7 @@ def test_the_channels_are_those_of_the_file(tmp_path: Path) -> None:
     left, right = np.arange(48_000, dtype=np.int16), -np.arange(48_000, dtype=np.int16)
     write_channels(tmp_path / "a.wav", [left, right])
     with FileReplay(tmp_path / "a.wav", True, NO_PICTURES, splits=True) as source:
-        blocks = list(source.blocks())
+        blocks = [block for block in source.blocks() if isinstance(block, AudioBlock)]
     for channel, expected in enumerate((left, right)):
         assert np.array_equal(np.concatenate([block.pcm for block in blocks if block.channel == channel]), expected)
     assert [block.channel for block in blocks] == [0, 1] * (len(blocks) // 2)
