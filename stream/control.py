@@ -1,4 +1,5 @@
-"""The line between the supervisor and a child process: preparing, ready, go, dialogue, remember, stop, failed.
+"""The line between the supervisor and a child process: preparing, ready, go, dialogue, remember, stop, done,
+failed.
 
 It ends when either end dies.
 """
@@ -19,11 +20,12 @@ from telme.errors import ProcessError
 class Word(Struct, frozen=True, forbid_unknown_fields=True):
     """What one end says to the other.
 
-    "preparing": the start takes long, and goes on. "dialogue": a new one begins. `facts`: for "ready" addresses and
-    names; for "remember" what a process that is started in the place of this one has to know; for "failed" the error.
+    "preparing": the start takes long, and goes on. "dialogue": a new one begins. "done": only the end of the process is
+    left. `facts`: for "ready" addresses and names; for "remember" what a process that is started in the place of this
+    one has to know; for "failed" the error.
     """
 
-    kind: Literal["preparing", "ready", "go", "dialogue", "remember", "stop", "failed"]
+    kind: Literal["preparing", "ready", "go", "dialogue", "remember", "stop", "done", "failed"]
     facts: dict[str, str]
 
 
@@ -69,6 +71,11 @@ class Control:
         """
         with suppress(ProcessError):
             self._send(Word("remember", facts))
+
+    def done(self) -> None:
+        """Tell the supervisor that nothing is lost with this process from now on, if it is there to hear it."""
+        with suppress(ProcessError):
+            self._send(Word("done", {}))
 
     def failed(self, facts: dict[str, str]) -> None:
         """Tell the supervisor why this process ends."""

@@ -61,6 +61,7 @@ def _reported(control: Control, debug: bool) -> Iterator[None]:
     log = logging.getLogger(__name__)
     try:
         yield
+        control.done()
     except TelmeStreamError as error:
         log.info("ended by an error", exc_info=True)
         facts = {"seen": error.seen, "expected": error.expected, "remedy": error.remedy}

@@ -76,6 +76,7 @@ class Child:
             first.
         remembered: That.
         preparing: It has said that its start goes on, and its deadline has not been moved yet.
+        done: It has said that only its end is left, which takes seconds on a machine that is busy.
     """
 
     name: str
@@ -90,12 +91,14 @@ class Child:
     ready: dict[str, str] | None = None
     failure: dict[str, str] | None = None
     preparing: bool = False
+    done: bool = False
     budget: RestartBudget = field(default_factory=RestartBudget)
 
     def start(self) -> None:
         """Spawn the process."""
         self.line, far = _spawn.Pipe()
         self.ready = self.failure = None
+        self.done = False
         self.process = _spawn.Process(target=self.target, args=(*self.arguments, far), name=self.name)
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SUPERVISORS)
         try:
@@ -127,6 +130,8 @@ class Child:
                     self.failure = word.facts
                 elif word.kind == "preparing":
                     self.preparing = True
+                elif word.kind == "done":
+                    self.done = True
         except (EOFError, OSError):
             self.line = None
 
@@ -289,7 +294,10 @@ class Supervisor:
                 self._revive(other)
 
     def _check_end(self, child: Child) -> None:
-        """Raise where it is still alive or has failed."""
+        """Raise where it is still alive with something to lose, or has failed."""
+        if child.alive and child.done:
+            child.kill()
+            return
         if child.alive:
             seen = f"{child.name} missed its stop deadline of {child.stop_deadline_s:.0f} s and is killed"
             raise ProcessError(seen, "an end in time", "run again with --debug")

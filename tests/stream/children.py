@@ -6,9 +6,14 @@ import os
 import signal
 import sys
 from multiprocessing.connection import Connection
+from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 
+import stream
+from stream.config import Config
 from stream.control import Control, hear
+from stream.processes import worker_main
 
 FAILURE = {"seen": "no microphone", "expected": "one", "remedy": "plug one in", "exit_code": "2"}
 
@@ -117,6 +122,13 @@ def deaf(line: Connection) -> None:
     control.ready({"state": "ready"})
     control.wait_stop()
     control.ready({"state": "heard"})
+    Event().wait()
+
+
+def over(line: Connection) -> None:
+    """A worker whose work is over at once, and which does not end."""
+    setattr(stream, "worker", SimpleNamespace(run=lambda *given: given[-1].ready({"state": "ready"})))  # noqa: B010
+    worker_main(Config(), Path(), False, line)
     Event().wait()
 
 

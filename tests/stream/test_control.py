@@ -105,6 +105,14 @@ def test_what_is_to_be_remembered_is_said_to_whoever_hears_it(line: Line) -> Non
     assert control.stop_asked()  # and it ends as one whose supervisor is gone
 
 
+def test_what_is_done_is_said_to_whoever_hears_it(line: Line) -> None:
+    near, control = line
+    control.done()
+    assert hear(near) == Word("done", {})
+    near.close()
+    control.done()
+
+
 def test_a_poller_can_wait_for_the_line(line: Line) -> None:
     near, control = line
     assert wait([control.fileno()], 0) == []

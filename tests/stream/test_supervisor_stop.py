@@ -33,6 +33,24 @@ def test_a_child_that_misses_its_stop_deadline_is_named_and_ended(
     assert supervisor.exit_code == 1
 
 
+def test_a_child_with_nothing_left_to_lose_may_miss_its_stop_deadline(
+    supervisor: Supervisor, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = child(children.over, stop_deadline_s=0.1)
+    supervisor.start(one)
+
+    def is_done() -> bool:
+        one.listen()
+        return one.done
+
+    eventually(is_done, "its work is over")
+    supervisor.stop()
+    assert exit_code(one) == -signal.SIGKILL
+    assert (caplog.text, supervisor.exit_code) == ("", 0)
+    one.start()
+    assert not one.done  # the next in its place has all to do
+
+
 def test_a_failure_while_stopping_is_said_and_decides_the_exit_code(
     supervisor: Supervisor, caplog: pytest.LogCaptureFixture
 ) -> None:
