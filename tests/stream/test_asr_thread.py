@@ -128,6 +128,7 @@ def test_utterances_are_transcribed_in_order() -> None:
         for seq in range(20):
             here.asr.submit(utterance(seq))
         here.asr.drain(DEADLINE_S)
+        assert not here.asr._thread.is_alive()  # it was woken to end
     assert here.delivered.texts == [(seq, str(seq + 1)) for seq in range(20)]
 
 
@@ -196,11 +197,41 @@ def test_a_recognizer_that_dies_ends_the_capture_and_does_not_hang_it(
         with room(queue_utterances=1, waits=waits) as here:
             here.transcriber.dies = True
             here.asr.try_out(draft(1))
-            here.asr.settle()
+            with pytest.raises(TranscriptionError):
+                here.asr.settle()
             wait(here.asr)
 
     with pytest.raises(TranscriptionError, match=r"the recognizer died of MemoryError: std::bad_alloc"):
         listen()
+
+
+def test_who_waits_for_room_hears_that_the_recognizer_died() -> None:
+    refused: list[str] = []
+
+    def submit() -> None:
+        try:
+            here.asr.submit(utterance(1))
+        except TranscriptionError as error:
+            refused.append(str(error))
+
+    with room(queue_utterances=1) as here:
+        here.transcriber.dies = True
+        waiter = threading.Thread(target=submit, daemon=True)
+        with here.held_back():
+            here.asr.submit(utterance(0))
+            waiter.start()
+        waiter.join(DEADLINE_S)
+    assert ["the recognizer died" in reason for reason in refused] == [True]
+
+
+def test_a_thread_that_is_left_without_draining_ends_and_leaves_what_waits() -> None:
+    with room() as here:
+        with here.held_back():
+            here.asr.submit(utterance(0))
+            here.asr.__exit__()
+        here.asr._thread.join(DEADLINE_S)
+    assert not here.asr._thread.is_alive()
+    assert here.transcriber.calls == [1000]
 
 
 def test_what_is_lost_when_the_recognizer_hangs_is_counted_and_a_guess_is_no_loss() -> None:
@@ -252,6 +283,16 @@ def test_a_draft_that_was_the_end_is_not_transcribed_again() -> None:
     assert here.asr.counters == {"drafts": 1, "drafts_used": 1, "interims_skipped": 0}
     assert [(drafted.span.end, said.text) for drafted, said in here.asr.tried()] == [(5, "5")]
     assert here.asr.tried() == []
+
+
+def test_settling_waits_for_the_draft_that_runs() -> None:
+    with room() as here:
+        here.transcriber.go.clear()
+        here.asr.try_out(draft(5))
+        assert here.transcriber.busy.wait(DEADLINE_S)
+        threading.Timer(0.05, here.transcriber.go.set).start()
+        here.asr.settle()
+        assert [said.text for _, said in here.asr.tried()] == ["5"]
 
 
 def test_only_a_draft_with_words_is_worth_doing_more_ahead() -> None:
@@ -373,13 +414,31 @@ def test_a_busy_thread_or_worker_does_not_guess_and_counts_it() -> None:
     assert here.asr.counters["interims_skipped"] == 1
 
 
-def test_a_guess_that_waits_is_dropped_when_its_utterance_is_over() -> None:
+@pytest.mark.parametrize(
+    "give",
+    [
+        lambda asr: asr.submit(utterance(1)),
+        lambda asr: asr.try_out(draft(5)),
+        lambda asr: asr.guess(Interim(utterance(2)), worker_busy=False),
+    ],
+    ids=["utterance", "draft", "guess"],
+)
+def test_nothing_is_guessed_while_anything_waits(give: Callable[[AsrThread], None]) -> None:
+    here = Room(queue_utterances=32, waits=True)  # not started, so that what is given waits
+    give(here.asr)
+    here.asr.guess(Interim(utterance(3)), worker_busy=False)
+    assert here.asr.counters["interims_skipped"] == 1
+
+
+@pytest.mark.parametrize(("over", "guessed"), [(3, []), (4, [(3, "4")])])
+def test_a_guess_that_waits_is_dropped_when_its_utterance_is_over(over: int, guessed: list[tuple[int, str]]) -> None:
     with room() as here:
-        here.asr._interim = Interim(utterance(3))  # it waits: the thread has not seen it yet
-        here.asr.submit(utterance(3))
-        here.asr.drain(DEADLINE_S)
-    assert here.delivered.texts == [(3, "4")]
-    assert here.delivered.interims == []
+        with here.held_back():
+            here.asr._interim = Interim(utterance(3))  # it waits: the thread has not seen it yet
+            here.asr.submit(utterance(over))
+        eventually(lambda: not (here.asr.waiting or here.asr._running or here.asr._interim), "nothing waits or runs")
+    assert here.delivered.texts == [(99, "1000"), (over, str(over + 1))]
+    assert here.delivered.interims == guessed
 
 
 def test_a_guess_that_fails_ends_nothing() -> None:
