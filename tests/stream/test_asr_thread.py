@@ -373,10 +373,16 @@ def test_what_ran_before_the_decision_is_hidden_and_what_ran_after_is_not() -> N
         here.asr.settle()
         here.asr.submit(utterance(0, 5, decided_ns=FAR_AHEAD_NS))
         here.asr.submit(utterance(1, 6))
+        eventually(lambda: len(here.delivered.results) == 2, "both are there")
+        here.asr.try_out(draft(7))
+        here.asr.settle()
+        here.asr.submit(utterance(2, 7))
         here.asr.drain(DEADLINE_S)
-    hidden, open_ = (transcribed for _, transcribed in here.delivered.results)
-    assert hidden.hidden_ns > 0
-    assert open_.hidden_ns == 0
+    before, without, after = (transcribed for _, transcribed in here.delivered.results)
+    assert before.hidden_ns > 0
+    assert without.hidden_ns == after.hidden_ns == 0
+    assert after.started_ns > LONG_AGO_NS
+    assert here.transcriber.calls == [5, 6, 7]
 
 
 def test_the_end_does_not_wait_for_drafts() -> None:
