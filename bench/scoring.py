@@ -160,7 +160,7 @@ def belongs(turn: Turn, heard: Heard) -> bool:
 
 def _count_boundaries(said: list[Turn], found: list[Heard], believed: list[Heard], total: Score) -> None:
     if len(said) > 1:
-        total.merged += len(said) if found else 0
+        total.merged += len(said)
         return
     if not said or not believed:
         return

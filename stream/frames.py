@@ -84,7 +84,7 @@ class FrameRing:
         A fixed grid, not a least distance: jitter of the camera does not lower the rate.
         """
         with self._lock:
-            if self._origin_ns is None or not self._times:
+            if self._origin_ns is None:
                 return True
             return self._slot(captured_ns, self._origin_ns) > self._slot(self._times[-1], self._origin_ns)
 

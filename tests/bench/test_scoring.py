@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.scoring import Heard, Score, Turn, count_mislabelled, groups, plain, score
+from bench.scoring import Heard, Score, Turn, belongs, count_mislabelled, groups, plain, score
 
 S = 16_000
 MS = 16
@@ -32,13 +32,17 @@ def test_boundaries_are_signed_and_late_is_positive() -> None:
     found = score([HELLO], [heard(HELLO.start - 30 * MS, HELLO.end + 110 * MS)])
     assert found.start_errors_ms == [-30]
     assert found.end_errors_ms == [110]
+    figures = found.figures()
+    assert (figures["start_error_p50_ms"], figures["start_offset_median_ms"]) == (30, -30)
 
 
 def test_a_turn_is_missed_when_nothing_is_heard_or_all_of_it_is_rejected() -> None:
-    assert score([HELLO], []).missed == 1
+    silent = score([HELLO], [])
+    assert (silent.missed, silent.missed_by_gates) == (1, 0)
     rejected = score([HELLO], [heard(1 * S, 2 * S, rejected="too quiet")])
     assert (rejected.missed, rejected.missed_by_gates, rejected.utterances) == (1, 1, 0)
     assert rejected.word_errors == rejected.words == 4
+    assert rejected.first_words_unwritten == 0
 
 
 def test_an_utterance_where_nobody_speaks_is_invented_unless_it_is_rejected() -> None:
@@ -65,12 +69,43 @@ def test_a_brush_with_the_next_turn_does_not_join_them() -> None:
     assert (found.merged, found.missed) == (0, 0)
 
 
+def test_a_turn_and_an_utterance_belong_together_from_100_ms_on_or_half_of_the_shorter() -> None:
+    assert belongs(HELLO, heard(HELLO.end - 100 * MS, HELLO.end + 1 * S))
+    assert not belongs(HELLO, heard(HELLO.end - 100 * MS + 1, HELLO.end + 1 * S))
+    word = Turn("Ben", "No.", 3 * S, 3 * S + 80 * MS)
+    assert belongs(word, heard(3 * S + 40 * MS, 4 * S))
+    assert not belongs(word, heard(3 * S + 40 * MS + 1, 4 * S))
+
+
+def test_a_turn_whose_other_half_is_rejected_is_cut_in_two_all_the_same() -> None:
+    half = 1 * S + 8_000
+    found = score([HELLO], [heard(1 * S, half, "hello"), heard(half, 2 * S, rejected="too unsure")])
+    assert (found.cut_in_two, found.missed, found.utterances) == (1, 0, 1)
+    assert found.end_errors_ms == [0]
+
+
+def test_an_utterance_of_two_turns_counts_for_the_voice_it_shares_most_with() -> None:
+    turns, utterances = [], []
+    for start in range(0, 40 * S, 10 * S):
+        turns += [Turn("Anna", None, start, start + 200 * MS), Turn("Ben", None, start + 1 * S, start + 3 * S)]
+        utterances.append(heard(start, start + 3 * S, speaker="ben"))
+    turns += [Turn("Anna", None, start, start + 1 * S) for start in range(40 * S, 80 * S, 10 * S)]
+    utterances += [heard(start, start + 1 * S, speaker="anna") for start in range(40 * S, 80 * S, 10 * S)]
+    found = score(turns, utterances)
+    assert (found.merged, found.labelled, found.mislabelled) == (8, 4, 0)
+
+
 def test_the_first_word_is_lost_when_the_cut_begins_after_the_voice() -> None:
     late = heard(1 * S + 200 * MS, 2 * S, "how are you", cut_start=1 * S + 100 * MS)
     assert score([HELLO], [late]).first_words_lost == 1
     in_time = heard(1 * S + 200 * MS, 2 * S, "how are you", cut_start=1 * S + 10 * MS)
     found = score([HELLO], [in_time])
     assert (found.first_words_lost, found.first_words_unwritten) == (0, 1)
+
+
+def test_one_frame_of_the_first_word_may_be_missing() -> None:
+    lost = [score([HELLO], [heard(1 * S, 2 * S, cut_start=1 * S + late)]).first_words_lost for late in (480, 481)]
+    assert lost == [0, 1]
 
 
 def test_the_delay_is_from_the_true_end_to_the_last_transcript() -> None:
@@ -96,6 +131,18 @@ def test_scores_add_up() -> None:
     total.add(first)
     total.add(second)
     assert (total.turns, total.missed, total.start_errors_ms) == (2, 1, [0])
+
+
+def test_words_left_out_put_in_and_taken_for_others_are_errors_alike() -> None:
+    for text in ("hello how are", "hello how are you now", "hello how were you"):
+        assert score([HELLO], [heard(1 * S, 2 * S, text)]).word_errors == 1
+
+
+def test_what_hangs_together_through_others_is_one_group() -> None:
+    """Two turns, two utterances: each is joined to the group by another member than the first."""
+    first, second = heard(1 * S, 1 * S + 8_000), heard(1 * S + 8_000, 3 * S + 8_000)
+    last = heard(3 * S + 8_000, 4 * S)
+    assert list(groups([HELLO, FINE], [first, second, last])) == [([HELLO, FINE], [first, second, last])]
 
 
 def test_plain_text_keeps_words_alone() -> None:

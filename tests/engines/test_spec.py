@@ -23,6 +23,8 @@ def prompt(batch: int, tokens: int, dtype: str = "int64") -> np.ndarray[tuple[in
 def test_sizes_of_good_input() -> None:
     both = {"input_ids": prompt(3, 40), "attention_mask": prompt(3, 40)}
     assert TEXT.sizes(both) == {"batch": 3, "tokens": 40}
+    largest = {"input_ids": prompt(16, 512), "attention_mask": prompt(16, 512)}
+    assert TEXT.sizes(largest) == {"batch": 16, "tokens": 512}
     video = graph_spec(CONFIG, "video")
     assert video.sizes({"pixel_values": np.zeros((2, 8, 3, 224, 224), np.float32)}) == {"batch": 2}
 
@@ -82,3 +84,9 @@ def test_settings_that_differ_have_other_keys() -> None:
     ]
     assert len({tuple(sorted(one.key().items())) for one in settings}) == len(settings)
     assert BuildSettings("fp16", ({"batch": Range(1, 1, 16)},)).key() == settings[2].key()
+
+
+def test_the_order_in_which_a_profile_names_its_dimensions_is_no_difference() -> None:
+    batch, tokens = Range(1, 1, 16), Range(2, 96, 512)
+    one = BuildSettings("fp16", ({"batch": batch, "tokens": tokens},))
+    assert BuildSettings("fp16", ({"tokens": tokens, "batch": batch},)).key() == one.key()

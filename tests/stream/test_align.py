@@ -84,7 +84,7 @@ def clock() -> SampleClock:
 def ring(*times_ns: int) -> FrameRing:
     frames = FrameRing(fps=60)
     for number, time_ns in enumerate(times_ns):
-        frames.put(VideoFrame(START_NS + time_ns, np.full((224, 224, 3), number, np.uint8)))
+        frames.put(VideoFrame(START_NS + time_ns, np.broadcast_to(np.uint8(number % 256), (224, 224, 3))))
     return frames
 
 
@@ -97,6 +97,16 @@ def test_pictures_are_those_of_the_moments() -> None:
     assert pictures.dtype == np.uint8
     moments = [samples_to_ns(SPAN.start) + number * 1_000_000_000 // 24 for number in range(2, 24, 3)]
     assert pictures[:, 0, 0, 0].tolist() == [round(moment / 40_000_000) for moment in moments]
+
+
+def test_a_long_span_is_a_clip_at_melds_rate() -> None:
+    """15 s at 23.976 a second are 360 frames: every 45th, so 44/360, 89/360, ... of 15 s behind its start."""
+    span = Span(0, 15 * 16_000, 0, 15 * 16_000, forced=False)
+    every_40_ms = [number * 40_000_000 for number in range(376)]
+    pictures = cut_frames(span, clock(), ring(*every_40_ms), TOLERANCE_NS)
+    assert isinstance(pictures, np.ndarray)
+    moments_ms = [number * 15_000 / 360 for number in range(44, 360, 45)]
+    assert pictures[:, 0, 0, 0].tolist() == [round(moment_ms / 40) % 256 for moment_ms in moments_ms]
 
 
 def test_a_span_shorter_than_a_picture_has_pictures() -> None:

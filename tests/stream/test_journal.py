@@ -100,10 +100,12 @@ def test_the_dialogue_is_restored_by_session_oldest_first(tmp_path: Path) -> Non
             store.add("s", "emotion", json_of("e"), answers=number, turn=turn)
         store.add("s", "fault", json_of("f"), answers=9)
         store.add("t", "emotion", json_of("e"), answers=0, turn=StoredTurn("z", "elsewhere", 0))
+        store.add("s", "emotion", json_of("e"), answers=10, turn=StoredTurn("a", "anew", 1))
     with EventStore(tmp_path / "events") as store:
         assert (
             store.turns("s", 0, 3) == [StoredTurn(name, f"word {number}", 0) for number, name in enumerate("abcd")][1:]
         )
+        assert store.turns("s", 1, 3) == [StoredTurn("a", "anew", 1)]
         assert store.turns("t", 0, 3) == [StoredTurn("z", "elsewhere", 0)]
         assert store.turns("u", 0, 3) == []
 

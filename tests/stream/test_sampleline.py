@@ -106,6 +106,35 @@ def test_frames_lost_inside_portaudio_are_told_from_the_stamps() -> None:
     assert first == 1_280
 
 
+def silence(first_frame: int, captured_ms: int, has_glitch: bool = False) -> Piece:
+    """100 ms of one channel at 16 kHz."""
+    return Piece(first_frame, captured_ms * MS, has_glitch, bytes(3_200))
+
+
+def test_what_was_lost_before_stays_lost() -> None:
+    line = SampleLine(16_000, 1)
+    given = (silence(0, 1_000), silence(1_600, 1_150, True), silence(3_200, 1_250), silence(4_800, 1_450, True))
+    firsts = [first for piece in given for first, _, _ in line.feed(piece)]
+    assert firsts == [0, 1_600 + 800, 3_200 + 800, 4_800 + 2_400]
+    assert line.losses == 2
+
+
+def test_a_glitch_whose_stamp_is_early_counts_but_takes_no_number_back() -> None:
+    line = SampleLine(16_000, 1)
+    given = (silence(0, 1_000), silence(1_600, 1_098, True))
+    assert [first for piece in given for first, _, _ in line.feed(piece)] == [0, 1_600]
+    assert line.losses == 1
+
+
+def test_what_overshoots_in_resampling_is_full_scale_and_does_not_wrap() -> None:
+    step = np.repeat(np.array([-32_768, 32_767], np.int16), 4_800)
+    line = SampleLine(48_000, 1)
+    ((_, _, pcm),) = line.feed(Piece(0, 10**9, False, step.tobytes()))
+    middle = len(step) // 2 // 3
+    assert (pcm[0, 100 : middle - 2] < 0).all()
+    assert (pcm[0, middle + 2 :] > 0).all()
+
+
 def test_numbers_begin_where_they_are_told_to() -> None:
     line = SampleLine(16_000, 1, first_sample=7_000)
     assert line.feed(Piece(0, 10**9, False, bytes(960)))[0][0] == 7_000

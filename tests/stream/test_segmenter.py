@@ -212,6 +212,7 @@ def test_a_hint_is_forgotten_when_speech_goes_on() -> None:
     segmenter.push(0, sound("#" * 6 + ".."))
     segmenter.take(Hint(6 * FRAME_SAMPLES, complete=False))
     signals = segmenter.push(8 * FRAME_SAMPLES, sound("#" + "." * HANG))
+    assert [type(signal) for signal in signals] == [Resumed, Paused, Span]
     assert [frames(span)[1:3] for span in spans(signals)] == [(0, 9)]
 
 
@@ -250,6 +251,13 @@ def test_a_forced_cut_falls_on_the_quietest_frame_of_the_last_third() -> None:
     assert not rest.forced
 
 
+def test_a_forced_cut_looks_at_the_last_third_to_the_frame() -> None:
+    third = MAX * 2 // 3
+    head, rest = spans(signals_of("#" * (third - 1) + "." + "+" + "#" * (MAX - third - 1)))
+    assert frames(head) == (0, 0, third - 1, third)
+    assert frames(rest) == (third, third, MAX, MAX)
+
+
 def test_the_rest_is_announced_behind_the_forced_span() -> None:
     signals = signals_of("#" * 80, flush=False)
     assert [type(signal) for signal in signals] == [Started, Span, Started]
@@ -267,25 +275,38 @@ def test_speech_that_ends_just_behind_a_forced_cut_is_not_lost(more: int) -> Non
     assert all(span.start >= head.end for span in rest)
 
 
+@pytest.mark.parametrize("word", ["#", "w" * MIN])
 @pytest.mark.parametrize("pause", range(1, 9))
-def test_a_word_within_the_hangover_of_a_forced_cut_is_speech_and_a_later_one_is_not(pause: int) -> None:
+def test_a_word_within_the_hangover_of_a_forced_cut_is_speech_and_a_later_one_is_not(pause: int, word: str) -> None:
     """Before the cut the voice had stopped; without a cut one word within the hangover would have been kept."""
     last = MAX - 1
-    found = spans(signals_of("#" * last + "." * pause + "#" + "." * 10))
+    found = spans(signals_of("#" * last + "." * pause + word + "." * 10))
     assert found[0].forced
-    assert [frames(span)[1:3] for span in found[1:]] == [(last + pause, last + pause + 1)] * (pause < HANG)
+    assert [frames(span)[1:3] for span in found[1:]] == [(last + pause, last + pause + len(word))] * (pause < HANG)
 
 
-def test_the_hangover_behind_a_forced_cut_is_the_one_in_force() -> None:
-    """The words did not end a sentence: without a cut, more silence would have been waited for."""
-    segmenter = Segmenter(HINTED, is_loud)
+@pytest.mark.parametrize("pause", range(3, 9))
+def test_the_hangover_behind_a_forced_cut_counts_from_the_last_voiced_frame(pause: int) -> None:
+    """The cut falls on the quietest frame, which may lie behind that one."""
     last = MAX - 3
-    segmenter.push(0, sound("#" * last + ".."))
-    segmenter.take(Hint(last * FRAME_SAMPLES, complete=False))
-    signals = segmenter.push((last + 2) * FRAME_SAMPLES, sound("." * (HANG - 1) + "#" + "." * 10))
+    found = spans(signals_of("#" * last + "..," + "." * (pause - 3) + "#" + "." * 10))
+    assert found[0].end == (MAX - 1) * FRAME_SAMPLES
+    assert len(found[1:]) == (pause < HANG)
+
+
+@pytest.mark.parametrize(("complete", "pause"), [(False, HANG + 1), (True, HANG - 1)])
+def test_the_hangover_behind_a_forced_cut_is_the_one_in_force_but_not_less_than_the_fixed_one(
+    complete: bool, pause: int
+) -> None:
+    """Where the words did not end a sentence, more silence would have been waited for without a cut."""
+    segmenter = Segmenter(msgspec.structs.replace(HINTED, speculate_ms=30, tail_ms=30), is_loud)
+    last = MAX - 2
+    segmenter.push(0, sound("#" * last + "."))
+    segmenter.take(Hint(last * FRAME_SAMPLES, complete))
+    signals = segmenter.push((last + 1) * FRAME_SAMPLES, sound("." * (pause - 1) + "#" + "." * 10))
     head, word = spans(signals)
     assert head.forced
-    assert frames(word)[1:3] == (last + HANG + 1, last + HANG + 2)
+    assert frames(word)[1:3] == (last + pause, last + pause + 1)
 
 
 def test_the_voice_of_a_forced_span_ends_before_its_silence() -> None:

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from stream import bus, wire
+from stream.clock import iso_utc
 from stream.config import load_config
 from stream.control import Word, say
+from stream.journal import EventStore
 from stream.recognise import Model
 from stream.worker import run
 from telme.dialogue import SPEAKER_TOKENS
@@ -65,7 +67,7 @@ def test_no_guess_follows_the_end_of_its_utterance(bench: Bench, over: bus.Event
         ("transcript", "s2"),
         ("emotion", "s2"),
     ]
-    assert bench.skipped() == 1
+    assert bench.counters()["interims_skipped"] == 1
 
 
 def test_an_interim_is_a_guess_from_the_words_that_leaves_no_trace(bench: Bench) -> None:
@@ -92,11 +94,11 @@ def test_an_interim_is_a_guess_from_the_words_that_leaves_no_trace(bench: Bench)
 
 def test_an_interim_gives_way_to_an_utterance_to_a_newer_one_and_to_its_answer(bench: Bench) -> None:
     bench.send_at_once(interim(0, "hello"), interim(0, "i am so happy"), interim(0, "yes", session="s2"))
-    assert bench.skipped() == 1
+    assert bench.counters()["interims_skipped"] == 1
     bench.send_at_once(interim(1, "no", session="s2"), utterance(0, "hello"))
-    assert bench.skipped() == 2
+    assert bench.counters()["interims_skipped"] == 2
     bench.send(interim(0, "hello"))
-    assert bench.skipped() == 3
+    assert bench.counters()["interims_skipped"] == 3
     texts = [prompt.split(" [SEP]")[0] for prompt in bench.predictor.prompts]
     assert texts == ["<s1> i am so happy", "<s1> yes", "<s1> hello"]
 
@@ -190,8 +192,8 @@ def test_a_worker_started_again_repeats_what_may_have_died_in_the_socket_of_the_
     first = Bench(tmp_path)
     first.send(utterance(0, "hello"), ABSENT)
     first.worker.step()
-    first.worker.step()  # the socket has had it for a heartbeat
-    first.send(utterance(1, "i am so happy"), ABSENT)
+    first.send(utterance(1, "i am so happy"), ABSENT)  # the socket has had the first one for a heartbeat
+    first.worker.step()  # and the second one for none
     said = [event.id for event in first.events(4)]
     first.close()  # as a death does: with no word to the journal
     second = Bench(tmp_path)
@@ -255,16 +257,23 @@ def test_a_stop_with_nothing_left_to_say_waits_for_nobody(tmp_path: Path, monkey
     second.close()
 
 
-def test_what_was_compiled_is_kept_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_its_end_it_keeps_what_was_compiled_and_leaves_nothing_to_say_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept: list[str] = []
     lines, tokenizer = Lines(), tiny_tokenizer()
     maker = FeatureMaker(tokenizer, tiny_config(len(tokenizer)))
     model = Model(maker, FakePredictor(), 24, keep=lambda: kept.append("kept"))
     monkeypatch.setattr("stream.worker.load_model", lambda settings, preparing: model)
     addresses = {"utterances": f"ipc://{tmp_path}/u", "events": f"ipc://{tmp_path}/e"}
+    monkeypatch.setattr("stream.worker._SUBSCRIBER_GRACE_MS", 0)
+    with EventStore(tmp_path / "events.sqlite") as store:
+        store.add("s", "fault", lambda seq: b"{}")
     say(lines.supervisor, Word("stop", {}))
     run(load_config(None, {}, {"link": addresses}), tmp_path, lines.child)
     assert kept == ["kept"]
+    with EventStore(tmp_path / "events.sqlite") as store:
+        assert store.unpublished() == []
 
 
 def test_a_new_dialogue_begins_without_context_and_says_its_number(bench: Bench) -> None:
@@ -309,6 +318,16 @@ def test_text_that_is_only_markers_is_a_fault_and_never_enters_the_dialogue(benc
     assert bench.predictor.prompts == ["<s1> hello [SEP] now <s1> feels [MASK]"]
 
 
+def test_a_worker_started_again_does_not_read_what_never_entered_the_dialogue(tmp_path: Path) -> None:
+    first = Bench(tmp_path)
+    first.send(utterance(0, "<>"), ABSENT)
+    first.close()
+    second = Bench(tmp_path)
+    second.send(utterance(1, "hello"), ABSENT)
+    assert second.predictor.prompts == ["<s1> hello [SEP] now <s1> feels [MASK]"]
+    second.close()
+
+
 def test_garbage_is_counted_named_and_survived(bench: Bench) -> None:
     bench.dealer.send_multipart([b"\xc1garbage"])
     bench.link.wait(DEADLINE_MS)
@@ -319,6 +338,8 @@ def test_garbage_is_counted_named_and_survived(bench: Bench) -> None:
     assert "does not decode" in payload.message
     bench.send(utterance(0, "hello"), ABSENT)
     assert bench.emotion().label == "neutral"
+    counters = bench.counters()
+    assert (counters["bad_messages"], counters["answered"]) == (1, 1)
 
 
 def test_reports_of_the_capture_side_reach_the_bus(bench: Bench) -> None:
@@ -327,8 +348,10 @@ def test_reports_of_the_capture_side_reach_the_bus(bench: Bench) -> None:
     assert event.type == "utterance.rejected"
     assert event.session == SESSION
     assert event.payload() == bus.Rejected(3, "no words were recognised")
+    assert event.time == iso_utc(5)  # when it happened, not when it came
     bench.send(wire.Report(wire.PROTOCOL, SESSION, "nonsense", 5, msgspec.Raw(b"\xc0")))
     assert bench.events(1)[0].type == "fault"
+    assert bench.counters()["bad_messages"] == 1
 
 
 def test_latency_of_another_machine_is_not_made_up(bench: Bench) -> None:
@@ -350,6 +373,24 @@ def test_heartbeats_repeat_the_last_number_and_say_goodbye(bench: Bench) -> None
         if isinstance(status, bus.Status):
             states.append((received[0].seq, status.state))
     assert states[-1] == (2, "stopped")
+
+
+def test_who_subscribes_hears_a_heartbeat_at_once_and_then_one_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stream.worker.HEARTBEAT_MS", 3_600_000)
+    worker = Bench(tmp_path, subscribed=False)
+    worker.worker.step()  # the first one, which is due and which nobody hears
+    assert worker.worker.heartbeat_due_ms() > 0
+    worker.subscribe()
+    worker.link.wait(DEADLINE_MS)
+    worker.worker.step()
+    worker.worker.step()
+    received = worker.subscriber.receive(DEADLINE_MS)
+    assert received is not None
+    assert received[0].type == "status"
+    assert worker.subscriber.receive(100) is None
+    worker.close()
 
 
 def test_speaker_tokens_fit_the_fake() -> None:

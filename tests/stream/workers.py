@@ -112,13 +112,13 @@ class Bench:
         assert isinstance(data, bus.Emotion)
         return data
 
-    def skipped(self) -> int:
-        """Interims skipped, by a heartbeat of this moment: the next that says "stopped"."""
+    def counters(self) -> dict[str, int]:
+        """What the worker counts, by a heartbeat of this moment: the next that says "stopped"."""
         self.worker.heartbeat("stopped")
         while received := self.subscriber.receive(DEADLINE_MS):
             status = received[0].payload()
             if isinstance(status, bus.Status) and status.state == "stopped":
-                return status.counters["interims_skipped"]
+                return status.counters
         raise AssertionError("no heartbeat")
 
     def acks(self, count: int) -> list[int]:

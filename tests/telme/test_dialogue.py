@@ -132,6 +132,13 @@ def test_clean_text_is_plain(written: str, read: str) -> None:
     assert clean_text(written) == read
 
 
+@pytest.mark.parametrize("byte", b"\x85\x91\x92\x93\x94\x96\x97\xa0")
+def test_a_windows_1252_control_reads_as_the_character_that_it_stands_for(byte: int) -> None:
+    read = clean_text(f"so{chr(byte)}so")
+    assert read == clean_text(f"so{bytes([byte]).decode('cp1252')}so")
+    assert read.isascii()
+
+
 @given(st.text())
 def test_cleaning_twice_is_cleaning_once(text: str) -> None:
     assert clean_text(clean_text(text)) == clean_text(text)

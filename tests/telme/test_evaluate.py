@@ -78,6 +78,14 @@ def test_calibration_error_is_the_gap_of_confidence_and_accuracy() -> None:
     assert expected_calibration_error(np.array([[1.0, 0.0]]), [0]) == 0
 
 
+def test_calibration_error_is_of_fifteen_bins_each_by_its_share() -> None:
+    """1 and 0.95 are in the last bin, half of them right; 0.93 in the one before, and 0.6 twice in the tenth."""
+    confidence = np.array([1.0, 0.95, 0.93, 0.6, 0.6])
+    probabilities = np.stack([confidence, 1 - confidence], 1)
+    expected = 0.4 * abs(0.5 - 0.975) + 0.2 * (1 - 0.93) + 0.4 * (1 - 0.6)
+    assert expected_calibration_error(probabilities, [1, 0, 0, 0, 0]) == pytest.approx(expected)
+
+
 @settings(max_examples=30)
 @given(UTTERANCES, st.integers(0, 2**32 - 1))
 def test_an_interval_is_ordered_bounded_and_the_same_every_time(utterances: Utterances, seed: int) -> None:
