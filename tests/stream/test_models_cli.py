@@ -134,7 +134,7 @@ def test_verify_finds_a_changed_number(tmp_path: Path, capsys: pytest.CaptureFix
         (["import", __file__, "--dataset", "meld", "--out", "made"], 1, "test_models_cli.py is no archive"),
         (["import", ".", "--dataset", "emory", "--out", "made"], 2, "dataset 'emory'"),
         (["import", ".", "--dataset", "meld"], 2, "--out"),
-        (["import", ".", "--dataset", "meld", "--out", "made", "--tokenizer", "none"], 1, "none without vocab.json"),
+        (["import", ".", "--dataset", "meld", "--out", "made"], 1, ". without the text teacher of meld"),
         (["burn"], 2, "burn"),
     ],
 )
