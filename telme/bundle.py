@@ -73,6 +73,31 @@ class Bundle:
         """
         return TelmeModel.from_pretrained(self.folder, config=self.config)
 
+    @property
+    def logit_offsets(self) -> list[float]:
+        """What was added to the text teacher's logits [C] after training: who learns from it takes it off again.
+
+        Raises:
+            BundleError: It tells of a share of the prior instead, as bundles did before, or not a number for each
+                class.
+        """
+        classes = len(self.config.label_set.names)
+        path = self.folder / CONFIG_FILE
+        told: object = self.config.logit_offsets
+        prior = getattr(self.config, "logit_prior", 0.0)
+        if told is None and prior:
+            raise BundleError(
+                f"{path} with logit_prior {prior} and no logit_offsets",
+                "what was added to each class's logit",
+                f"put logit_offsets there: -{prior} times the logarithm of each class's frequency in the training"
+                " split",
+            )
+        if told is None:
+            return [0.0] * classes
+        if not isinstance(told, list) or [isinstance(value, int | float) for value in told] != [True] * classes:
+            raise BundleError(f"{path} with logit_offsets {told!r}", f"{classes} numbers", "mend them")
+        return told
+
 
 def packaged_folder(name: str) -> Path:
     """Folder of a bundle that ships in the package."""

@@ -48,23 +48,36 @@ class CheckpointFile:
     path: Path
 
 
-def four_files(source: Path, dataset: str, model: TelmeModel, staging: Path) -> dict[Part, CheckpointFile]:
-    """The four files, unpacked if need be.
+def files_in_folder(source: Path, dataset: str, model: TelmeModel) -> dict[Part, CheckpointFile]:
+    """The four files in a folder.
 
     Args:
-        source: Folder or tar archive; it may hold those of several data sets.
+        source: The folder; it may hold those of several data sets.
         dataset: Key of `telme.labels.LABEL_SETS`.
         model: The published networks for it, whose parameters the files must have; their values do not matter.
+
+    Raises:
+        BundleError: One is missing, or several would do.
+    """
+    names = [path.relative_to(source).as_posix() for path in source.rglob(f"*{_SUFFIX}") if path.is_file()]
+    search = _Search(source, dataset, model)
+    chosen = search.chosen(sorted(names), lambda wanted: {name: source / name for name in wanted})
+    return {part: CheckpointFile(name, source / name) for part, name in chosen.items()}
+
+
+def files_in_archive(source: Path, dataset: str, model: TelmeModel, staging: Path) -> dict[Part, CheckpointFile]:
+    """The four files in a tar archive, unpacked.
+
+    Args:
+        source: The archive; the rest as in `files_in_folder`.
+        dataset: Whose files.
+        model: The published networks for it.
         staging: Folder for what is unpacked, under names of our own: what an archive calls it decides nothing here.
 
     Raises:
         BundleError: One is missing, or several would do; or the archive is damaged or leads outside its folder.
     """
     search = _Search(source, dataset, model)
-    if source.is_dir():
-        names = [path.relative_to(source).as_posix() for path in source.rglob(f"*{_SUFFIX}") if path.is_file()]
-        chosen = search.chosen(sorted(names), lambda wanted: {name: source / name for name in wanted})
-        return {part: CheckpointFile(name, source / name) for part, name in chosen.items()}
     try:
         with tarfile.open(source) as tar:
             # What is no file under a name that nobody knows, as a folder or a link, is none of the four.

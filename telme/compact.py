@@ -23,16 +23,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-    TrainingArguments,
-    get_linear_schedule_with_warmup,
-)
+from transformers import PreTrainedTokenizerBase, TrainingArguments, get_linear_schedule_with_warmup
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from telme import flags
 from telme.bundle import Bundle, open_bundle, save_bundle, sha256_of
 from telme.card import compact_card
 from telme.checkpoints import begin, step_of
@@ -41,17 +35,18 @@ from telme.data import Row, annotation_file, read_split
 from telme.datasets import MELD_DATA, Split
 from telme.decision import offsets_for_f1
 from telme.dialogue import SPEAKER_TOKENS
-from telme.errors import INTERRUPTED, BundleError, DataError, TelmeStreamError, UsageError
+from telme.errors import INTERRUPTED, DataError, TelmeStreamError, UsageError
 from telme.evaluate import Report
 from telme.features import FeatureMaker
-from telme.fitting import finite, fit_temperature, no_room, one_device, report_of, usable
+from telme.fitting import finite, fit_temperature, one_device, report_of, usable
 from telme.lessons import MAX_TURNS, Lessons, answers, collate
-from telme.modeling import CONFIG_FILE
 from telme.models import TextTeacher, resize_vocabulary
+from telme.pretrained import check_positions, pretrained_config, pretrained_encoder, pretrained_tokenizer
 from telme.processor import knows_bfloat16
 from telme.pupil import SMOOTHING, WEIGHT_DECAY, Average, Coach, Pupil, parameter_groups
 from telme.recipes import StageRecipe
 from telme.record import Record, Training
+from telme.steps import run_trainer
 
 # More than any dialogue of MELD holds: training packs are never cut.
 TRAINING_TOKENS = 512
@@ -85,15 +80,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--whole", action="store_true", help="prompts one by one, in which every token sees all; four times slower"
     )
-    parser.add_argument("--epochs", type=float, default=6)
-    parser.add_argument("--batch", type=int, default=8, help="dialogues of a step; with --whole prompts")
-    parser.add_argument("--lr", type=float, default=2e-4)
-    parser.add_argument("--head-lr", type=float, default=5e-4)
-    parser.add_argument("--max-tokens", type=int, default=SERVED_TOKENS, help="prompt length when the bundle is used")
+    parser.add_argument("--epochs", type=flags.above(0, float), default=6)
     parser.add_argument(
-        "--max-steps", type=int, default=-1, help="stop after so many steps; the rates fall as for all epochs"
+        "--batch", type=flags.above(0, int), default=8, help="dialogues of a step; with --whole prompts"
     )
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--lr", type=flags.above(0, float), default=2e-4)
+    parser.add_argument("--head-lr", type=flags.above(0, float), default=5e-4)
+    parser.add_argument(
+        "--max-tokens",
+        type=flags.above(flags.LEAST_TOKENS - 1, int),
+        default=SERVED_TOKENS,
+        help="prompt length when the bundle is used",
+    )
+    parser.add_argument(
+        "--max-steps",
+        type=flags.above(0, int),
+        default=-1,
+        help="stop after so many steps; the rates fall as for all epochs",
+    )
+    parser.add_argument("--seed", type=flags.seed, default=1)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
     try:
         make(parser.parse_args(arguments))
@@ -179,10 +184,7 @@ def _trained(
         # It ended before its bundle was written. The Trainer would take a step before it looks how many it has taken.
         load_model(pupil, checkpoint / SAFE_WEIGHTS_NAME)
     else:
-        try:
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        except torch.OutOfMemoryError as error:
-            raise no_room(error, options.batch, "") from error
+        run_trainer(trainer, options.out, checkpoint, options.batch, "")
     return pupil.average.cpu().eval()
 
 
@@ -214,25 +216,22 @@ def _digest(teacher: Path) -> str:
 
 
 def _start(options: argparse.Namespace) -> tuple[TextTeacher, PreTrainedTokenizerBase, TelmeConfig]:
-    tokenizer = AutoTokenizer.from_pretrained(options.init, local_files_only=True)
-    tokenizer.add_special_tokens({"additional_special_tokens": list(SPEAKER_TOKENS)})
-    backbone = AutoConfig.from_pretrained(options.init, local_files_only=True)
+    name = str(options.init)
+    tokenizer = pretrained_tokenizer(name)
     # A dropped attention weight costs a random number for each pair of tokens: half of the time of a step.
-    backbone.attention_probs_dropout_prob = 0.0
+    backbone = pretrained_config(name, attention_probs_dropout_prob=0.0)
     starts = [*map(tokenizer.get_vocab().__getitem__, SPEAKER_TOKENS), tokenizer.sep_token_id]
     config = TelmeConfig(
-        text_config={**backbone.to_diff_dict(), "model_type": backbone.model_type},
+        text_config=backbone,
         max_prompt_tokens=options.max_tokens if options.whole else TRAINING_TOKENS,
         max_turns=MAX_TURNS,
         turn_starts=None if options.whole else starts,
     )
     teacher = TextTeacher(config)
-    teacher.text_model = AutoModel.from_pretrained(
-        options.init, local_files_only=True, add_pooling_layer=False, dtype=torch.float32, config=backbone
-    )
+    teacher.text_model = pretrained_encoder(name, backbone, add_pooling_layer=False)
+    check_positions(teacher, name, options.max_tokens)
     resize_vocabulary(teacher, len(tokenizer), options.seed)
-    assert config.text_config is not None
-    config.text_config["vocab_size"] = len(tokenizer)
+    backbone["vocab_size"] = len(tokenizer)
     return teacher, tokenizer, config
 
 
@@ -245,7 +244,14 @@ def _taught(teacher: Path, rows: Sequence[Row]) -> Tensor:
         DataError: Those that were kept are of other rows or classes.
     """
     path = teacher if teacher.is_file() else _answered(teacher, rows)
-    kept: Tensor = load_file(path)["logits"]
+    try:
+        kept: Tensor = load_file(path)["logits"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise DataError(
+            f"{path} without a teacher's answers: {error}",
+            "a bundle, or what this command keeps of one",
+            "check --teacher",
+        ) from error
     shape = [len(rows), len(MELD_DATA.labels.names)]
     if list(kept.shape) != shape:
         raise DataError(
@@ -270,7 +276,7 @@ def _answered(teacher: Path, rows: Sequence[Row]) -> Path:
             f"those of {MELD_DATA.name}: {', '.join(MELD_DATA.labels.names)}",
             "name a teacher of that data set",
         )
-    offsets = _offsets(bundle)
+    offsets = torch.tensor(bundle.logit_offsets)
     path = teacher.parent / _answers_name(bundle, rows)
     if not path.is_file():
         network, config = bundle.model.text, bundle.config
@@ -287,28 +293,6 @@ def _answered(teacher: Path, rows: Sequence[Row]) -> Path:
                 "free some space, or copy the bundle to a folder of yours",
             ) from error
     return path
-
-
-def _offsets(bundle: Bundle) -> Tensor:
-    """What was added to a teacher's logits [C] for its rule, to be taken off again.
-
-    Raises:
-        BundleError: It tells of a share of the prior instead, as bundles did before, or not a number for each class.
-    """
-    config = bundle.config
-    classes = len(config.label_set.names)
-    path = bundle.folder / CONFIG_FILE
-    prior = getattr(config, "logit_prior", 0.0)
-    if config.logit_offsets is None and prior:
-        raise BundleError(
-            f"{path} with logit_prior {prior} and no logit_offsets",
-            "what was added to each class's logit",
-            f"put logit_offsets there: -{prior} times the logarithm of each class's frequency in the training split",
-        )
-    told = [0.0] * classes if config.logit_offsets is None else config.logit_offsets
-    if not isinstance(told, list) or [isinstance(value, int | float) for value in told] != [True] * classes:
-        raise BundleError(f"{path} with logit_offsets {told!r}", f"{classes} numbers", "mend them")
-    return torch.tensor(told)
 
 
 def _answers_name(bundle: Bundle, rows: Sequence[Row]) -> str:

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from accelerate.utils import send_to_device  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn import functional
@@ -30,11 +29,12 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerControl, TrainerState
 
 from telme.checkpoints import METRICS_FILE, begin, best, best_weights, keep_best, mark_complete, step_of, write_json
-from telme.errors import DataError, OutOfMemory, UsageError
+from telme.errors import DataError, UsageError
 from telme.evaluate import Report, score
 from telme.labels import LabelSet
 from telme.processor import knows_bfloat16
 from telme.recipes import Precision, StageRecipe
+from telme.steps import run_trainer
 
 _LOG = logging.getLogger(__name__)
 _LOG_EVERY = 50
@@ -42,9 +42,6 @@ _LOG_EVERY = 50
 _TIMES = ("runtime", "per_second", "flos")
 # Parameter names of the pretrained encoders; all others are heads.
 _ENCODERS = ("text_model.", "model.")
-
-# Of the exception that torch.save raises when it cannot write.
-_TORCH_WRITER = "PytorchStreamWriter"
 
 Batch = dict[str, Any]
 
@@ -132,10 +129,11 @@ def fit(task: Task, folder: Path, recipe: StageRecipe, run: Run, labels: LabelSe
     done = _steps_done(folder)
     is_finished = done >= planned
     if not is_finished and checkpoint is not None and step_of(checkpoint) >= planned:
+        _check_evaluated(folder, step_of(checkpoint))
         # It ended before it could say so. The Trainer would take a step before it looks how many it has taken.
         trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     elif not is_finished:
-        _train(trainer, folder, checkpoint, recipe)
+        run_trainer(trainer, folder, checkpoint, recipe.batch, f" --accumulate {2 * recipe.accumulate}")
     kept = best_weights(folder)
     rounded = {name: value.half().float() if value.is_floating_point() else value for name, value in kept.items()}
     task.network.load_state_dict(rounded)
@@ -189,32 +187,22 @@ def _steps_an_epoch(task: Task, recipe: StageRecipe) -> int:
     return math.ceil(math.ceil(len(task.train) / recipe.batch) / recipe.accumulate)  # type: ignore[arg-type]
 
 
+def _check_evaluated(folder: Path, step: int) -> None:
+    """Check that there are weights to end with.
+
+    Raises:
+        UsageError: The run has come further than it is asked to now, and to no evaluation yet.
+    """
+    if best(folder) is None:
+        raise UsageError(
+            f"a run in {folder} at step {step} that was not evaluated yet",
+            f"--max-steps above {step}",
+            "give more, or leave it out",
+        )
+
+
 def _planned(task: Task, recipe: StageRecipe, run: Run) -> int:
     return run.max_steps if run.max_steps > 0 else math.ceil(recipe.epochs * _steps_an_epoch(task, recipe))
-
-
-def no_room(error: torch.OutOfMemoryError, batch: int, accumulate: str) -> OutOfMemory:
-    """The error for a batch that the GPU has no room for; `accumulate` is the flag that makes up for a smaller one."""
-    fewer = f"begin another --out with --batch {batch // 2}{accumulate}, or " if batch > 1 else ""
-    return OutOfMemory(
-        f"no room on the GPU for a batch of {batch}: {error}",
-        "memory for a step of the training",
-        f"{fewer}stop what else uses that memory",
-    )
-
-
-def _train(trainer: Trainer, folder: Path, checkpoint: Path | None, recipe: StageRecipe) -> None:
-    try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    except torch.OutOfMemoryError as error:
-        raise no_room(error, recipe.batch, f" --accumulate {2 * recipe.accumulate}") from error
-    except (OSError, SafetensorError, RuntimeError) as error:
-        # torch says a full disk as a RuntimeError of its writer.
-        if isinstance(error, RuntimeError) and _TORCH_WRITER not in str(error):
-            raise
-        raise DataError(
-            f"{folder} cannot be written: {error}", "room for two checkpoints", "free some space; --resume goes on"
-        ) from error
 
 
 def _trainer(task: Task, folder: Path, recipe: StageRecipe, run: Run, labels: LabelSet) -> Trainer:

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase, RobertaTokenizer
 
 from telme.backbones import PUBLISHED_BACKBONES, Backbones, published_config
 from telme.bundle import check_tokenizer_files, write_bundle
-from telme.checkpoint_files import SOURCE, CheckpointFile, four_files, read_checkpoint
+from telme.checkpoint_files import SOURCE, CheckpointFile, files_in_archive, files_in_folder, read_checkpoint
 from telme.config import Part, TelmeConfig
 from telme.dialogue import SPEAKER_TOKENS
 from telme.errors import BundleError, UsageError
@@ -85,6 +85,8 @@ def import_published(
     config.audio_left_pad_ms = left_pad_ms
     with torch.device("meta"):
         model = TelmeModel(config)
+    # A folder without the files is said before anything is asked of the hub; to unpack an archive takes longer.
+    found = files_in_folder(source, dataset, model) if source.is_dir() else None
     tokenizer = published_tokenizer(tokenizer_folder, config)
     processors = published_processors(processors_folder, from_hub=tokenizer_folder is None)
     try:
@@ -94,7 +96,7 @@ def import_published(
             made.mkdir()
             for student, file in processors.items():
                 shutil.copyfile(file, made / bundle_file(student))
-            files = four_files(source, dataset, model, Path(staging))
+            files = found or files_in_archive(source, dataset, model, Path(staging))
             write_bundle(made, config, _fitting(files, model), tokenizer, _card(config, files), torch.float32)
             made.replace(out)
     except OSError as error:

@@ -11,6 +11,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from telme.bundle import check_tokenizer_files
 from telme.config import FEATURE_DIM, TelmeConfig
 from telme.dialogue import SPEAKER_TOKENS
 from telme.errors import BundleError, UsageError
@@ -19,14 +20,24 @@ from telme.models import AudioStudent, TextTeacher, VideoStudent
 from telme.modes import Student
 from telme.recipes import Recipe
 
+# Files of which a tokenizer has one at least.
+_VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
+
 
 def pretrained_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a text encoder, with the speaker tokens added.
 
     Raises:
-        BundleError: It cannot be had.
+        BundleError: It cannot be had, or is damaged.
     """
     _check_there(name)
+    if (folder := Path(name)).is_dir():
+        # Where there is none, transformers makes up a tokenizer that knows no word.
+        if not any(path for pattern in _VOCABULARIES for path in folder.glob(pattern)):
+            raise BundleError(
+                f"{folder} without a tokenizer", f"one of {', '.join(_VOCABULARIES)}", "save it beside the encoder"
+            )
+        check_tokenizer_files(folder)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
@@ -82,17 +93,17 @@ def pretrained_encoder(name: str, settings: Mapping[str, Any], **options: Any) -
     return encoder
 
 
-def check_positions(teacher: TextTeacher, recipe: Recipe) -> None:
-    """Check that a text encoder has positions for the recipe's prompts.
+def check_positions(teacher: TextTeacher, name: str, tokens: int) -> None:
+    """Check that the text encoder of that name has positions for prompts of so many tokens.
 
     Raises:
         UsageError: It has fewer.
     """
     positions = int(teacher.text_model.config.max_position_embeddings) - teacher.first_position
-    if recipe.max_prompt_tokens > positions:
+    if tokens > positions:
         raise UsageError(
-            f"prompts of {recipe.max_prompt_tokens} tokens",
-            f"at most the {positions} that {recipe.text_init} has positions for",
+            f"prompts of {tokens} tokens",
+            f"at most the {positions} that {name} has positions for",
             f"give --max-tokens {positions} or less",
         )
 

@@ -111,7 +111,7 @@ def train_teacher(job: Job) -> Report:
     torch.manual_seed(seed)
     teacher = TextTeacher(config)
     teacher.text_model = pretrained_encoder(recipe.text_init, settings, add_pooling_layer=False)
-    check_positions(teacher, recipe)
+    check_positions(teacher, recipe.text_init, recipe.max_prompt_tokens)
     resize_vocabulary(teacher, len(tokenizer), seed)
     settings["vocab_size"] = len(tokenizer)
     maker = FeatureMaker(tokenizer, config)
@@ -144,6 +144,7 @@ def train_students(job: Job, start: str, cache: Path, students: Sequence[Student
         TelmeStreamError: Data, clips, encoders or folder are not what they must be.
     """
     bundle = _opened(job, start)
+    offsets = bundle.logit_offsets
     config = copy.deepcopy(bundle.config)
     config.fusion = None  # it would know other students
     record = read_record(bundle.folder)
@@ -158,22 +159,24 @@ def train_students(job: Job, start: str, cache: Path, students: Sequence[Student
     if bundle.config.fusion is not None:  # whose temperature is not the teacher's
         truth = _labels(clips.rows["dev"])
         config.calibration_temperature = fit_temperature(said["dev"]["logits"].float().numpy(), truth)
+    # Before the first is trained, so that what the second lacks is said at once.
+    examples = {student: _clip_examples(clips, student, said, torch.tensor(offsets)) for student in students}
     reports: dict[str, Report] = {}
     for student in students:
         torch.manual_seed(job.run.seed)
         network = new_student(job.recipe, config, student)
-        examples = {split: _clip_examples(clips, student, split, said[split]) for split in _SPLITS}
         init = getattr(job.recipe, f"{student}_init")
         task = Task(
             network=network,
             learner=StudentLearner(network, job.recipe.distillation),
-            train=examples["train"],
-            dev=examples["dev"],
+            train=examples[student]["train"],
+            dev=examples[student]["dev"],
             collate=ClipCollator(student, clips.maker.mode),
             described={
                 **job.described,
                 "init": init,
                 "teacher": _digest(bundle.folder / TEXT_FILE),
+                **({"logit_offsets": offsets} if any(offsets) else {}),
                 "clips": clips.digests(student),
                 **asdict(job.recipe.distillation),
             },
@@ -318,7 +321,17 @@ def _training(job: Job, network: Network, fitted: Fitted, init: str | None) -> T
     )
 
 
-def _clip_examples(clips: _Clips, student: Student, split: Split, said: dict[str, Tensor]) -> ClipExamples:
+def _clip_examples(
+    clips: _Clips, student: Student, said: dict[Split, dict[str, Tensor]], offsets: Tensor
+) -> dict[Split, ClipExamples]:
+    """Both splits, with what the teacher says of them, but for the offsets that were added to it after training."""
+    return {
+        split: _examples_of(clips, student, split, EncoderOutput(answer["feature"], answer["logits"] - offsets))
+        for split, answer in said.items()
+    }
+
+
+def _examples_of(clips: _Clips, student: Student, split: Split, said: EncoderOutput) -> ClipExamples:
     """The utterances of a split that have the modality; the others teach this student nothing."""
     kept = [row for row, missing in enumerate(clips.reports[split].missing) if student not in missing]
     if not kept:
@@ -331,7 +344,7 @@ def _clip_examples(clips: _Clips, student: Student, split: Split, said: dict[str
         student,
         [clips.sources[split][row] for row in kept],
         [clips.rows[split][row].label for row in kept],
-        EncoderOutput(said["feature"][kept], said["logits"][kept]),
+        EncoderOutput(said.feature[kept], said.logits[kept]),
     )
 
 
@@ -362,6 +375,7 @@ def _features(job: Job, bundle: Bundle, clips: _Clips, networks: TorchNetworks, 
                 "weights": bundle.weights,
                 "split": split,
                 "clips": clips.digests(student)[split],
+                **({"group": job.recipe.fusion.batch} if clips.maker.mode.audio_left_pad == "batch" else {}),
             },
             lambda student=student: student_features(  # type: ignore[misc]
                 networks,

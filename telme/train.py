@@ -8,15 +8,16 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
+from telme import flags
+from telme.bundle import TEXT_FILE, sha256_of
 from telme.datasets import DATASETS
 from telme.errors import INTERRUPTED, TelmeStreamError, UsageError
 from telme.fitting import Run, usable
@@ -27,27 +28,13 @@ from telme.stages import Job, train_fusion, train_students, train_teacher
 _STUDENTS: tuple[Student, Student] = ("audio", "video")
 
 
-def _above(least: float, kind: type[int] | type[float]) -> Callable[[str], float]:
-    """A type for argparse: numbers above a bound."""
-
-    def number(text: str) -> float:
-        value = kind(text)
-        if not least < value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not above {least:g}")
-        return value
-
-    return number
-
-
 _NUMBERS: dict[str, Any] = {
-    "epochs": _above(0, float),
-    "batch": _above(0, int),
-    "accumulate": _above(0, int),
-    "lr": _above(0, float),
-    "head_lr": _above(0, float),
+    "epochs": flags.above(0, float),
+    "batch": flags.above(0, int),
+    "accumulate": flags.above(0, int),
+    "lr": flags.above(0, float),
+    "head_lr": flags.above(0, float),
 }
-# The question at a prompt's end has so many.
-_LEAST_TOKENS = 8
 _CONTEXT = {"max_prompt_tokens": "--max-tokens", "max_turns": "--max-turns"}
 
 
@@ -78,8 +65,8 @@ def _parser() -> argparse.ArgumentParser:
         _add_common(stage)
     teacher.add_argument("--init", dest="text_init", help="text encoder to start from: a folder or hub id")
     for name, flag in _CONTEXT.items():
-        least = _LEAST_TOKENS - 1 if name == "max_prompt_tokens" else 0
-        teacher.add_argument(flag, dest=name, type=_above(least, int), help="instead of the recipe's")
+        least = flags.LEAST_TOKENS - 1 if name == "max_prompt_tokens" else 0
+        teacher.add_argument(flag, dest=name, type=flags.above(least, int), help="instead of the recipe's")
     students.add_argument("--only", choices=_STUDENTS, help="train this student alone")
     for name in _STUDENTS:
         students.add_argument(f"--{name}-init", help=f"{name} encoder to start from: a folder or hub id")
@@ -100,10 +87,16 @@ def _add_common(stage: argparse.ArgumentParser) -> None:
     stage.add_argument("--dataset", choices=list(DATASETS), default="meld")
     stage.add_argument("--recipe", choices=list(RECIPES), default="clean", help="default: clean")
     stage.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    stage.add_argument("--seed", type=int, default=Run.seed)
-    stage.add_argument("--max-steps", type=int, default=Run.max_steps, help="stop after so many steps, for trials")
-    stage.add_argument("--save-every", type=_above(0, int), default=Run.save_every, help="steps between checkpoints")
-    stage.add_argument("--workers", type=_above(-1, int), default=2, help="processes that read clips and make batches")
+    stage.add_argument("--seed", type=flags.seed, default=Run.seed)
+    stage.add_argument(
+        "--max-steps", type=flags.above(0, int), default=Run.max_steps, help="stop after so many steps, for trials"
+    )
+    stage.add_argument(
+        "--save-every", type=flags.above(0, int), default=Run.save_every, help="steps between checkpoints"
+    )
+    stage.add_argument(
+        "--workers", type=flags.above(-1, int), default=2, help="processes that read clips and make batches"
+    )
     for name, kind in _NUMBERS.items():
         stage.add_argument(f"--{name.replace('_', '-')}", type=kind, help="instead of the recipe's")
 
@@ -122,9 +115,9 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
         chosen = (options.only,) if options.only else _STUDENTS
         # The other student, where it was trained before, stays in the bundle.
         begun = options.only is not None and job.bundle.is_dir()
-        start = options.start or (str(job.bundle) if begun else _before(options.out, "teacher"))
+        start = options.start or (_taught_students(options.out) if begun else _before(options.out, "teacher"))
         return {name: asdict(report) for name, report in train_students(job, start, cache, chosen).items()}
-    start = options.start or _before(options.out, "students")
+    start = options.start or _taught_students(options.out)
     return asdict(train_fusion(job, start, cache))
 
 
@@ -136,6 +129,23 @@ def _before(out: Path, stage: str) -> str:
             f"no {bundle}", f"the bundle of the stage before, {stage}", "run that first, or name a bundle with --from"
         )
     return str(bundle)
+
+
+def _taught_students(out: Path) -> str:
+    """The bundle of the students, with the teacher that taught them.
+
+    Raises:
+        UsageError: There is none, or the teacher has been trained again since.
+    """
+    students = _before(out, "students")
+    then, now = Path(students) / TEXT_FILE, out / "teacher" / "bundle" / TEXT_FILE
+    if then.is_file() and now.is_file() and sha256_of(then) != sha256_of(now):
+        raise UsageError(
+            f"another teacher in {students} than in {now.parent}",
+            "students of the teacher that is there now",
+            f"train both students again in another --out, or keep the one that taught them with --from {students}",
+        )
+    return students
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -134,7 +135,7 @@ def test_verify_finds_a_changed_number(tmp_path: Path, capsys: pytest.CaptureFix
         (["import", __file__, "--dataset", "meld", "--out", "made"], 1, "test_models_cli.py is no archive"),
         (["import", ".", "--dataset", "emory", "--out", "made"], 2, "dataset 'emory'"),
         (["import", ".", "--dataset", "meld"], 2, "--out"),
-        (["import", ".", "--dataset", "meld", "--out", "made", "--tokenizer", "none"], 1, "none without vocab.json"),
+        (["import", ".", "--dataset", "meld", "--out", "made"], 1, ". without the text teacher of meld"),
         (["burn"], 2, "burn"),
     ],
 )
@@ -177,8 +178,9 @@ def test_a_hub_id_that_cannot_be_had_is_one_line(
 
 
 def test_without_a_network_the_tokenizer_is_asked_for(tmp_path: Path) -> None:
-    out = tmp_path / "made"
-    ran = elsewhere("http://127.0.0.1:9", tmp_path, "import", str(tmp_path), "--dataset", "meld", "--out", str(out))
+    out, archive = tmp_path / "made", tmp_path / "model.tar"  # an archive is unpacked later: that takes minutes
+    tarfile.open(archive, "w").close()
+    ran = elsewhere("http://127.0.0.1:9", tmp_path, "import", str(archive), "--dataset", "meld", "--out", str(out))
     assert ran.returncode == 1
     assert "FacebookAI/roberta-large cannot be had from the hub" in ran.stderr
     assert ran.stderr.rstrip().endswith("name that folder with models import --tokenizer")

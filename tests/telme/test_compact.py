@@ -249,13 +249,48 @@ def test_a_teacher_of_other_classes_is_one_line(folder: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
-    ("flag", "says"), [("--data", "no file nowhere/train_meld_emo.csv"), ("--init", "no folder nowhere; expected")]
+    ("flag", "value", "says"),
+    [
+        ("--data", "nowhere", "no file nowhere/train_meld_emo.csv"),
+        ("--init", "nowhere", "no folder nowhere; expected"),
+        ("--init", "{folder}/data", "{folder}/data without a tokenizer"),
+        ("--max-tokens", "129", "prompts of 129 tokens; expected at most the 128 that {folder}/init has positions for"),
+        ("--teacher", "{folder}/init/config.json", "{folder}/init/config.json without a teacher's answers"),
+        ("--teacher", "{folder}/init/model.safetensors", "without a teacher's answers: 'logits'"),
+    ],
 )
-def test_what_is_not_there_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str], flag: str, says: str) -> None:
+def test_what_is_not_there_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], flag: str, value: str, says: str
+) -> None:
     places = ["--data", str(folder / "data"), "--init", str(folder / "init"), "--out", str(folder / "out")]
-    assert main([*places, flag, "nowhere"]) in (1, 2)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert says in line
+    assert main([*places, flag, value.format(folder=folder)]) in (1, 2)
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("compact: error"))
+    assert says.format(folder=folder) in line
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        *(("--epochs", "0"), ("--batch", "0"), ("--lr", "nan"), ("--head-lr", "inf")),
+        *(("--max-tokens", "7"), ("--max-steps", "0"), ("--seed", "-1")),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], flag: str, value: str
+) -> None:
+    places = ["--data", str(folder / "data"), "--init", str(folder / "init"), "--out", str(folder / "out")]
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main([*places, flag, value])
+    assert f"argument {flag}: {value} is not above" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_up_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "save", Mock(side_effect=OSError(28, "No space left on device")))
+    places = ["--data", str(folder / "data"), "--init", str(folder / "init"), "--out", str(folder / "out")]
+    assert main([*places, "--max-steps", "1"]) == 1
+    assert f"compact: error: {folder / 'out'} cannot be written: " in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_answers_that_are_no_numbers_end_it_without_a_bundle(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -178,6 +178,26 @@ def test_a_run_that_was_killed_at_its_very_end_takes_no_further_step(
     assert not (tmp_path / f"checkpoint-{steps + 1}").exists()
 
 
+def test_a_run_that_has_come_further_without_an_evaluation_is_not_ended_there(tmp_path: Path) -> None:
+    given: list[list[int]] = []
+
+    def killed(batch: list[int]) -> dict[str, Any]:
+        given.append(batch)
+        if len(given) > 6:
+            raise KeyboardInterrupt
+        return collate(batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(replace(task(), collate=killed), tmp_path, SMALL, Run(save_every=3), MELD)
+    (kept,) = tmp_path.glob("checkpoint-*")
+    assert kept.name == "checkpoint-3"
+    (events,) = tmp_path.glob("runs/*/events.out.tfevents.*")
+    assert b"train/loss" in events.read_bytes()
+    with pytest.raises(UsageError, match=r"at step 3 that was not evaluated yet; expected --max-steps above 3"):
+        fit(task(), tmp_path, SMALL, Run(save_every=3, max_steps=2, resume=True), MELD)
+    assert fit(task(), tmp_path, SMALL, Run(save_every=3, max_steps=4, resume=True), MELD).steps == 4
+
+
 def test_a_run_that_ended_before_it_said_its_steps_stays_as_it_is(tmp_path: Path) -> None:
     whole = fit(task(), tmp_path, SMALL, Run(), MELD)
     metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))

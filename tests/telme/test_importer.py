@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from telme import importer
 from telme.bundle import load_bundle, load_tokenizer
 from telme.checkpoint_files import CheckpointFile, read_checkpoint
 from telme.dialogue import Turn
@@ -70,6 +71,18 @@ def test_a_left_pad_is_kept_and_heard(shelf: Shelf, tmp_path: Path, monkeypatch:
     with pytest.raises(BundleError, match="audio_left_pad_ms 99999"):
         import_published(source, "meld", tmp_path / "no", shelf.tokenizer, backbones=shelf.backbones, left_pad_ms=99999)
     assert not (tmp_path / "no").exists()
+
+
+def test_a_folder_without_the_files_is_said_before_anything_is_fetched(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importer, "tokenizer_from_hub", lambda: pytest.fail("it was"))
+    (tmp_path / "wrong").mkdir()
+    with pytest.raises(BundleError, match=r"wrong without the text teacher of meld: there is no teacher.bin"):
+        import_published(tmp_path / "wrong", "meld", tmp_path / "bundle", backbones=shelf.backbones)
+    assert [path.name for path in tmp_path.iterdir()] == ["wrong"]
+    with pytest.raises(BundleError, match=r"nothing without vocab.json or tokenizer.json"):
+        import_published(shelf.authors["meld"], "meld", tmp_path / "bundle", tmp_path / "nothing")
 
 
 def test_an_archive_gives_what_its_folder_gives(shelf: Shelf, tmp_path: Path) -> None:

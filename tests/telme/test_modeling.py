@@ -117,6 +117,11 @@ def test_a_part_of_another_shape_is_refused(tmp_path: Path) -> None:
         ({"mode": "published-iemocap"}, "with dataset 'meld'"),
         ({"dataset": "emory"}, "dataset 'emory'"),
         ({"audio_config": {"hidden_size": 768}}, "audio_config or its model_type"),
+        # The least likely class would be the answer.
+        ({"calibration_temperature": -1.0}, "calibration_temperature -1.0; expected a number above 0"),
+        ({"calibration_temperature": None}, "calibration_temperature None; expected a number above 0"),
+        ({"max_turns": 0}, "max_turns 0; expected a whole number from 1 on"),
+        ({"max_prompt_tokens": 1}, "max_prompt_tokens 1; expected a whole number from 2 on"),
     ],
 )
 def test_a_configuration_that_does_not_hold_says_why(tmp_path: Path, changes: dict[str, object], says: str) -> None:

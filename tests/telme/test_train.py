@@ -15,27 +15,29 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import DistilBertConfig, TimesformerConfig
 
 from bench.meld_f1 import main as meld_f1
 from telme import stages
-from telme.bundle import CARD_FILE, load_bundle
+from telme.bundle import CARD_FILE, TEXT_FILE, load_bundle
 from telme.cache import FORMAT, MediaCache
 from telme.checkpoints import METRICS_FILE, complete_checkpoints
 from telme.data import find_clip, read_split, windows
 from telme.dialogue import SPEAKER_TOKENS
 from telme.errors import INTERRUPTED
 from telme.features import FeatureMaker
-from telme.fitting import fit_temperature
+from telme.fitting import Task, fit_temperature
+from telme.learners import ClipExamples
 from telme.modeling import TelmeModel
 from telme.predictor import TorchNetworks, TorchPredictor
 from telme.record import RECORD_FILE, read_record
 from telme.train import main
 from tests.bundles import tiny_tokenizer
-from tests.miniature import make_iemocap, make_meld
+from tests.miniature import LOOKS, make_iemocap, make_meld, tone, write_clip
 from tests.telme.encoders import make_encoders
 
 # The stages that the module trains first take two minutes on a slow machine.
@@ -212,6 +214,9 @@ def test_iemocap_goes_the_same_way(trained: Path, recipe: str) -> None:
     for stage, said in {"teacher": "streaming protocol", "fusion": protocol[recipe]}.items():
         assert f"gold text, {said})" in (trained / out / stage / "bundle" / CARD_FILE).read_text(encoding="utf-8")
     assert len(losses(trained / out / "fusion")) == 1
+    # Where sounds are padded to the longest of a group, its size is of what features are kept for.
+    key = json.loads((trained / out / "fusion" / "audio-train.json").read_text(encoding="utf-8"))
+    assert key.get("group") == {"clean": None, "published": 8}[recipe]
 
 
 @pytest.mark.parametrize("stage", list(STAGES))
@@ -317,6 +322,58 @@ def test_students_that_take_a_fusions_place_do_not_keep_its_temperature(trained:
     assert config.calibration_temperature != load_bundle(str(start)).config.calibration_temperature
 
 
+def test_students_learn_from_a_teacher_without_the_offsets_of_its_rule(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, shifted = trained / "out" / "teacher" / "bundle", tmp_path / "shifted"
+    shift_logits(plain, shifted, [0.0, 0.75, 1.0, -0.5, -0.75, 0.0, -0.5])
+    tasks: list[Task] = []
+
+    def fit(task: Task, *_: object) -> None:
+        tasks.append(task)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "fit", fit)
+    for start in (plain, shifted):
+        flags = ["--from", str(start), "--only", "audio"]
+        assert main(arguments(trained, "students", "meld", str(tmp_path / start.parent.name), *flags)) == INTERRUPTED
+    for split in ("train", "dev"):
+        one, other = (getattr(task, split) for task in tasks)
+        assert isinstance(one, ClipExamples)
+        torch.testing.assert_close(other.teacher.logits, one.teacher.logits, rtol=0, atol=2e-3)
+        torch.testing.assert_close(other.teacher.feature, one.teacher.feature, rtol=0, atol=0)
+    # A run whose teacher needed no change goes on as it was begun; other offsets are another run.
+    assert "logit_offsets" not in tasks[0].described
+    assert tasks[1].described["logit_offsets"] == [0.0, 0.75, 1.0, -0.5, -0.75, 0.0, -0.5]
+
+
+def shift_logits(bundle: Path, target: Path, offsets: list[float]) -> None:
+    """The bundle, with that added to its teacher's logits, as telme.compact does it."""
+    shutil.copytree(bundle, target)
+    weights = load_file(target / TEXT_FILE)
+    weights["classifier.bias"] = (weights["classifier.bias"].float() + torch.tensor(offsets)).half()
+    save_file(weights, target / TEXT_FILE)
+    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    (target / "config.json").write_text(json.dumps({**config, "logit_offsets": offsets}), encoding="utf-8")
+
+
+@pytest.mark.parametrize(("stage", "more"), [("students", ["--only", "video"]), ("fusion", [])])
+def test_students_of_another_teacher_than_the_one_that_is_there_are_not_gone_on_with_in_silence(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str, more: list[str]
+) -> None:
+    """As after a trial of the stages, and then the whole first one."""
+    out = tmp_path / "out"
+    shutil.copytree(trained / "out" / "students" / "bundle", out / "students" / "bundle")
+    shift_logits(trained / "out" / "teacher" / "bundle", out / "teacher" / "bundle", [0.5] * 7)  # another one
+    flags = arguments(trained, stage, "meld", str(out), "--max-steps", "1", *more)
+    assert main(flags) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    students = out / "students" / "bundle"
+    assert f"error: another teacher in {students} than in {out / 'teacher' / 'bundle'}" in line
+    assert f"--from {students}" in line
+    assert main([*flags, "--from", str(students)]) == 0
+
+
 def test_a_run_is_not_begun_again_nor_gone_on_with_under_other_settings(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -342,6 +399,9 @@ def test_a_run_is_not_begun_again_nor_gone_on_with_under_other_settings(
         ("students", ["--audio-init", "{video}"], "of type timesformer, 768 wide; expected data2vec-audio, 768 wide"),
         ("students", ["--video-init", "{sixteen}"], "of 16 pictures; expected one of 8"),
         ("teacher", ["--init", "{distilled}"], "an encoder of type distilbert"),
+        # transformers makes up a tokenizer for it that knows no word.
+        ("teacher", ["--init", "{untold}"], "{untold} without a tokenizer"),
+        ("teacher", ["--init", "{worn}"], "{worn}/tokenizer.json: "),
         ("fusion", ["--from", "{teacher}"], "without students"),
     ],
 )
@@ -350,7 +410,10 @@ def test_what_is_not_there_is_one_line(
 ) -> None:
     teacher = trained / "out" / "teacher" / "bundle"
     start = ["--from", str(teacher)] if stage != "teacher" else []
-    odd = {"sixteen": tmp_path / "sixteen", "distilled": tmp_path / "distilled"}
+    odd = {name: tmp_path / name for name in ("sixteen", "distilled", "untold", "worn")}
+    shutil.copytree(trained / "text", odd["untold"], ignore=lambda *_: ["tokenizer.json", "tokenizer_config.json"])
+    shutil.copytree(trained / "text", odd["worn"])
+    (odd["worn"] / "tokenizer.json").write_text("{", encoding="utf-8")
     settings = json.loads((trained / "video" / "config.json").read_text(encoding="utf-8"))
     TimesformerConfig(**{**settings, "num_frames": 16}).save_pretrained(odd["sixteen"])
     tiny_tokenizer().save_pretrained(odd["distilled"])
@@ -360,7 +423,7 @@ def test_what_is_not_there_is_one_line(
     assert main(flags) in (1, 2)
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train: error: ")]
     assert len(errors) == 1
-    assert says in errors[0]
+    assert says.format(**odd) in errors[0]
 
 
 @pytest.mark.parametrize(
@@ -368,6 +431,7 @@ def test_what_is_not_there_is_one_line(
     [
         *(("--batch", "0"), ("--accumulate", "0"), ("--save-every", "0"), ("--epochs", "0"), ("--workers", "-1")),
         *(("--lr", "nan"), ("--head-lr", "inf"), ("--max-tokens", "7"), ("--max-turns", "0")),
+        *(("--max-steps", "0"), ("--seed", "-1"), ("--seed", str(2**32))),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(
@@ -395,6 +459,20 @@ def test_a_student_without_any_clip_is_an_error(
     said = capsys.readouterr().err
     assert "8 without audio: its file is not there" in said
     assert "no audio in any clip of train" in said
+
+
+def test_what_the_second_student_lacks_is_said_before_the_first_is_trained(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_meld(tmp_path / "meld", train=1, dev=1, clips=False)
+    for place in ("train_splits", "dev_splits_complete"):
+        for turn, look in enumerate(LOOKS.values()):
+            sound = tone(look, 0.5, 16_000, np.random.default_rng(turn))
+            write_clip(data / place / f"dia0_utt{turn}.mp4", sound, None)
+    flags = ["--from", str(trained / "out" / "teacher" / "bundle"), "--data", str(data)]
+    assert main(arguments(trained, "students", "meld", str(tmp_path / "new"), *flags)) == 1
+    assert "no video in any clip of train" in capsys.readouterr().err.splitlines()[-1]
+    assert not list((tmp_path / "new").rglob("run.json"))
 
 
 def test_what_a_run_changes_is_said_before_it_begins(
