@@ -7,31 +7,28 @@ encoders' features for the fusion, whose epochs then cost seconds.
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from telme.bundle import TEXT_FILE, Bundle, load_bundle, save_bundle, sha256_of
-from telme.cache import FORMAT, ClipReport, MediaCache, digest_of, prepare
+from telme.bundle import TEXT_FILE, Bundle, load_bundle, save_bundle
 from telme.card import model_card
-from telme.checkpoints import write_json
 from telme.config import Part, TelmeConfig
-from telme.data import ClipSource, Row, annotation_file, find_clip, read_split, windows
-from telme.datasets import Dataset, Split
+from telme.data import Row, read_split
+from telme.datasets import Split
 from telme.encodings import kept_tensors, student_features, teacher_answers
-from telme.errors import DataError, UsageError
+from telme.errors import UsageError
 from telme.evaluate import Report
-from telme.features import FeatureMaker, Media, Missing
-from telme.fitting import Fitted, Run, Task, fit, fit_temperature
+from telme.features import FeatureMaker
+from telme.fitting import Fitted, Task, fit, fit_temperature
+from telme.footage import Clips, clip_examples
 from telme.fusion import AttentionShiftFusion
+from telme.job import SPLITS, Job, digest_of_file, prompts_of
 from telme.learners import (
     ClipCollator,
-    ClipExamples,
     FeatureExamples,
     FusionLearner,
     PromptCollator,
@@ -40,7 +37,7 @@ from telme.learners import (
     TextLearner,
     stack_features,
 )
-from telme.models import EncoderOutput, TextTeacher, resize_vocabulary
+from telme.models import TextTeacher, resize_vocabulary
 from telme.modes import Student
 from telme.predictor import TorchNetworks
 from telme.pretrained import (
@@ -54,41 +51,7 @@ from telme.pretrained import (
 from telme.recipes import Network, Recipe, differences, stage_of
 from telme.record import Training, read_record
 
-_SPLITS: tuple[Split, Split] = ("train", "dev")
 _STUDENTS: tuple[Student, Student] = ("audio", "video")
-
-
-@dataclass(frozen=True)
-class Job:
-    """What all stages need.
-
-    Attributes:
-        data: The data set.
-        root: Its folder.
-        out: The stage's folder.
-        recipe: The numbers.
-        run: Seed, steps, checkpoints.
-    """
-
-    data: Dataset
-    root: Path
-    out: Path
-    recipe: Recipe
-    run: Run
-
-    @property
-    def bundle(self) -> Path:
-        """Where the stage's bundle goes."""
-        return self.out / "bundle"
-
-    @property
-    def described(self) -> dict[str, Any]:
-        """What decides the outcome of every stage."""
-        return {
-            "dataset": self.data.name,
-            "mode": self.recipe.mode,
-            **{split: _digest(annotation_file(self.root, split, self.data)) for split in _SPLITS},
-        }
 
 
 def train_teacher(job: Job) -> Report:
@@ -98,7 +61,7 @@ def train_teacher(job: Job) -> Report:
         TelmeStreamError: Data, encoder or folder are not what they must be.
     """
     recipe, seed = job.recipe, job.run.seed
-    rows = {split: read_split(job.root, split, job.data) for split in _SPLITS}
+    rows = {split: read_split(job.root, split, job.data) for split in SPLITS}
     tokenizer = pretrained_tokenizer(recipe.text_init)
     settings = pretrained_config(recipe.text_init)
     config = TelmeConfig(
@@ -118,8 +81,8 @@ def train_teacher(job: Job) -> Report:
     task = Task(
         network=teacher,
         learner=TextLearner(teacher, recipe.teacher.label_smoothing),
-        train=PromptExamples(_prompts(rows["train"], maker, config), _labels(rows["train"])),
-        dev=PromptExamples(_prompts(rows["dev"], maker, config), _labels(rows["dev"])),
+        train=PromptExamples(prompts_of(rows["train"], maker, config), _labels(rows["train"])),
+        dev=PromptExamples(prompts_of(rows["dev"], maker, config), _labels(rows["dev"])),
         collate=PromptCollator(int(tokenizer.pad_token_id)),
         described={**job.described, "init": recipe.text_init, **_context(recipe)},
     )
@@ -152,15 +115,15 @@ def train_students(job: Job, start: str, cache: Path, students: Sequence[Student
     networks = _students(bundle)
     for student in students:
         setattr(config, f"{student}_config", student_config(job.recipe, student))
-    clips = _Clips(job, bundle, config, cache)
+    clips = Clips(job, bundle, config, cache)
     teacher = TorchNetworks(bundle.model)
-    said = {split: _teacher_answers(job, bundle, clips, teacher, split) for split in _SPLITS}
+    said = {split: _teacher_answers(job, bundle, clips, teacher, split) for split in SPLITS}
     del teacher  # on a GPU it is a copy, which would take room from the training
     if bundle.config.fusion is not None:  # whose temperature is not the teacher's
         truth = _labels(clips.rows["dev"])
         config.calibration_temperature = fit_temperature(said["dev"]["logits"].float().numpy(), truth)
     # Before the first is trained, so that what the second lacks is said at once.
-    examples = {student: _clip_examples(clips, student, said, torch.tensor(offsets)) for student in students}
+    examples = {student: clip_examples(clips, student, said, torch.tensor(offsets)) for student in students}
     reports: dict[str, Report] = {}
     for student in students:
         torch.manual_seed(job.run.seed)
@@ -175,7 +138,7 @@ def train_students(job: Job, start: str, cache: Path, students: Sequence[Student
             described={
                 **job.described,
                 "init": init,
-                "teacher": _digest(bundle.folder / TEXT_FILE),
+                "teacher": digest_of_file(bundle.folder / TEXT_FILE),
                 **({"logit_offsets": offsets} if any(offsets) else {}),
                 "clips": clips.digests(student),
                 **asdict(job.recipe.distillation),
@@ -207,9 +170,9 @@ def train_fusion(job: Job, start: str, cache: Path) -> Report:
     config = copy.deepcopy(bundle.config)
     config.fusion = asdict(job.recipe.fusion_settings)
     record = read_record(bundle.folder)
-    clips = _Clips(job, bundle, config, cache)
+    clips = Clips(job, bundle, config, cache)
     networks = TorchNetworks(bundle.model)
-    examples = {split: FeatureExamples(_features(job, bundle, clips, networks, split)) for split in _SPLITS}
+    examples = {split: FeatureExamples(_features(job, bundle, clips, networks, split)) for split in SPLITS}
     del networks  # copies as well
     torch.manual_seed(job.run.seed)
     fusion = AttentionShiftFusion(config, config.input_mode)
@@ -233,61 +196,6 @@ def train_fusion(job: Job, start: str, cache: Path) -> Report:
     others = {**_students(bundle), "fusion": fusion.cpu()}
     save_bundle(job.bundle, config, bundle.model.cpu().text, bundle.tokenizer, card, others, record)
     return fitted.report
-
-
-class _Clips:
-    """Rows, prompts and clips of both splits; the clips are made and counted at once.
-
-    Args:
-        job: What and how; the counts go into its folder.
-        bundle: Gives the tokenizer.
-        config: Names the students whose clips are wanted.
-        cache: Folder of cached clips.
-    """
-
-    def __init__(self, job: Job, bundle: Bundle, config: TelmeConfig, cache: Path) -> None:
-        reading = copy.deepcopy(config)
-        reading.fusion = asdict(job.recipe.fusion_settings)  # so that the maker makes what the students read
-        self.maker = FeatureMaker(bundle.tokenizer, reading)
-        self.cache = MediaCache(cache, self.maker)
-        self._left_pad_ms = config.audio_left_pad_ms
-        self.rows: dict[Split, list[Row]] = {}
-        self.sources: dict[Split, list[ClipSource]] = {}
-        self.prompts: dict[Split, list[tuple[int, ...]]] = {}
-        self.reports: dict[Split, ClipReport] = {}
-        for split in _SPLITS:
-            rows = read_split(job.root, split, job.data)
-            self.rows[split] = rows
-            self.prompts[split] = _prompts(rows, self.maker, config)
-            self.sources[split] = [find_clip(row, job.root, split, job.data, self.maker.mode) for row in rows]
-            self.reports[split] = prepare(self.cache, self.sources[split], job.run.workers, f"{split} clips")
-            self._tell(job.out, split)
-
-    def digests(self, student: Student) -> dict[Split, str]:
-        """Of what the student takes: another one where other clips are missing, their files are of other sizes, or
-        sound and pictures are made in another way.
-        """
-        padded = student == "audio" and self._left_pad_ms is not None
-        return {
-            split: digest_of(
-                [
-                    FORMAT,
-                    *([self._left_pad_ms] if padded else []),
-                    *(
-                        None if student in missing else [_size(_file(source, student)), source.span_s]
-                        for source, missing in zip(self.sources[split], self.reports[split].missing, strict=True)
-                    ),
-                ]
-            )
-            for split in _SPLITS
-        }
-
-    def _tell(self, folder: Path, split: Split) -> None:
-        report = self.reports[split]
-        sys.stderr.write(f"{split}: {report}\n")
-        rows = zip(self.rows[split], report.missing, strict=True)
-        each = {f"{row.dialogue}/{row.utterance}": missing for row, missing in rows if missing}
-        write_json(folder / f"clips-{split}.json", {"summary": str(report), "reasons": report.reasons, "clips": each})
 
 
 def _opened(job: Job, start: str) -> Bundle:
@@ -321,45 +229,18 @@ def _training(job: Job, network: Network, fitted: Fitted, init: str | None) -> T
     )
 
 
-def _clip_examples(
-    clips: _Clips, student: Student, said: dict[Split, dict[str, Tensor]], offsets: Tensor
-) -> dict[Split, ClipExamples]:
-    """Both splits, with what the teacher says of them, but for the offsets that were added to it after training."""
-    return {
-        split: _examples_of(clips, student, split, EncoderOutput(answer["feature"], answer["logits"] - offsets))
-        for split, answer in said.items()
-    }
-
-
-def _examples_of(clips: _Clips, student: Student, split: Split, said: EncoderOutput) -> ClipExamples:
-    """The utterances of a split that have the modality; the others teach this student nothing."""
-    kept = [row for row, missing in enumerate(clips.reports[split].missing) if student not in missing]
-    if not kept:
-        raise DataError(
-            f"no {student} in any clip of {split}", "clips beside the annotations", "see clips-*.json in --out for why"
-        )
-    return ClipExamples(
-        clips.cache,
-        clips.maker,
-        student,
-        [clips.sources[split][row] for row in kept],
-        [clips.rows[split][row].label for row in kept],
-        EncoderOutput(said.feature[kept], said.logits[kept]),
-    )
-
-
 def _teacher_answers(
-    job: Job, bundle: Bundle, clips: _Clips, networks: TorchNetworks, split: Split
+    job: Job, bundle: Bundle, clips: Clips, networks: TorchNetworks, split: Split
 ) -> dict[str, Tensor]:
     pad_id = int(bundle.tokenizer.pad_token_id)
     return kept_tensors(
         job.out / f"teacher-{split}.safetensors",
-        {**job.described, "weights": _digest(bundle.folder / TEXT_FILE), "split": split},
+        {**job.described, "weights": digest_of_file(bundle.folder / TEXT_FILE), "split": split},
         lambda: teacher_answers(networks, clips.prompts[split], pad_id, split),
     )
 
 
-def _features(job: Job, bundle: Bundle, clips: _Clips, networks: TorchNetworks, split: Split) -> dict[str, Tensor]:
+def _features(job: Job, bundle: Bundle, clips: Clips, networks: TorchNetworks, split: Split) -> dict[str, Tensor]:
     """Columns of `FeatureExamples`: labels, text, audio, video and present [N, 2]."""
     rows = len(clips.rows[split])
     columns = {"text": _teacher_answers(job, bundle, clips, networks, split)["feature"]}
@@ -391,27 +272,9 @@ def _features(job: Job, bundle: Bundle, clips: _Clips, networks: TorchNetworks, 
     return {"labels": torch.tensor(_labels(clips.rows[split])), **columns, "present": present}
 
 
-def _prompts(rows: Sequence[Row], maker: FeatureMaker, config: TelmeConfig) -> list[tuple[int, ...]]:
-    made = windows(rows, config.max_turns, maker.mode)
-    return [maker.features(window, Media()).prompt_ids for window in made]
-
-
 def _labels(rows: Sequence[Row]) -> list[int]:
     return [row.label for row in rows]
 
 
 def _context(recipe: Recipe) -> dict[str, int]:
     return {"max_prompt_tokens": recipe.max_prompt_tokens, "max_turns": recipe.max_turns}
-
-
-def _file(source: ClipSource, student: Student) -> Path | Missing:
-    return source.sound if student == "audio" else source.pictures
-
-
-def _size(file: Path | Missing) -> int | None:
-    return file.stat().st_size if isinstance(file, Path) else None
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 of a file; empty where there is none, which reading it will say."""
-    return sha256_of(path) if path.is_file() else ""

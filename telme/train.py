@@ -21,9 +21,10 @@ from telme.bundle import TEXT_FILE, sha256_of
 from telme.datasets import DATASETS
 from telme.errors import INTERRUPTED, TelmeStreamError, UsageError
 from telme.fitting import Run, usable
+from telme.job import Job
 from telme.modes import Student
 from telme.recipes import RECIPES, STAGES, Recipe, differences, recipe_named
-from telme.stages import Job, train_fusion, train_students, train_teacher
+from telme.stages import train_fusion, train_students, train_teacher
 
 _STUDENTS: tuple[Student, Student] = ("audio", "video")
 
