@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import DistilBertConfig, TimesformerConfig
 
 from bench.meld_f1 import main as meld_f1
-from telme import stages
+from telme import footage, stages
 from telme.bundle import CARD_FILE, TEXT_FILE, load_bundle
 from telme.cache import FORMAT, MediaCache
 from telme.checkpoints import METRICS_FILE, complete_checkpoints
@@ -265,7 +265,7 @@ def test_a_fusion_does_not_go_on_when_clips_have_changed(
     assert "clips" in capsys.readouterr().err.splitlines()[-1]
     shutil.copy(trained / "meld" / "train_splits" / clip.name, clip)
     with monkeypatch.context() as later:
-        later.setattr(stages, "FORMAT", FORMAT + 1)  # the same files, from which something else is made
+        later.setattr(footage, "FORMAT", FORMAT + 1)  # the same files, from which something else is made
         assert main([*flags, "--resume"]) == 2
     assert "clips" in capsys.readouterr().err.splitlines()[-1]
     pad_sounds(Path(start[1]), out / "padded")
