@@ -15,6 +15,7 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +31,7 @@ from telme.errors import EngineError
 
 MANIFEST_FILE = "manifest.json"
 _BUILDING, _LOCK = ".building", ".lock"
+_NAME = re.compile(r"[0-9a-f]{24}")
 _FREE_SPACE = "free some space, or let XDG_CACHE_HOME name a folder elsewhere"
 _NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS)
 # Artifacts that agree in these were made of the same thing: where no artifact fits, the reason is told by them.
@@ -161,10 +163,10 @@ class Store:
         return folder
 
     def folders(self) -> list[Path]:
-        """Folders of all artifacts, whole or not."""
+        """Folders of all artifacts, whole or not; what else lies there is somebody else's."""
         if not self.root.is_dir():
             return []
-        return sorted(path for path in self.root.iterdir() if path.is_dir() and path.suffix != _BUILDING)
+        return sorted(path for path in self.root.iterdir() if path.is_dir() and _NAME.fullmatch(path.name))
 
     def remove(self, folder: Path) -> None:
         """Remove an artifact, once nobody builds it. A process that has loaded it keeps what it has.
@@ -177,6 +179,26 @@ class Store:
                 shutil.rmtree(folder)
         except OSError as error:
             raise EngineError(f"{folder} cannot be removed: {error}", "a folder of one's own", "remove it") from error
+
+    def remove_unfinished(self) -> list[Path]:
+        """Remove what processes that were killed left half made, and say what it was; what is being made stays.
+
+        Raises:
+            EngineError: The cache cannot be written.
+        """
+        removed = []
+        for partial in sorted(self.root.glob(f"*{_BUILDING}")):
+            try:
+                with filelock.FileLock(partial.with_suffix(_LOCK), timeout=0):
+                    shutil.rmtree(partial)
+            except filelock.Timeout:
+                continue
+            except OSError as error:
+                raise EngineError(
+                    f"{partial} cannot be removed: {error}", "a folder of one's own", "remove it"
+                ) from error
+            removed.append(partial)
+        return removed
 
     def _as_it_is(self, folder: Path, key: Mapping[str, str], refusal: OSError) -> Path:
         """The folder, where nothing may be written beside it."""

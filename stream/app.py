@@ -19,7 +19,7 @@ from stream.bus import Event, Status
 from stream.config import Config
 from stream.items import Chosen, Session
 from stream.link import Subscriber
-from stream.machine import runs_folder
+from stream.machine import journal_folder, runs_folder
 from stream.processes import capture_main, worker_main
 from stream.sinks import drop_output
 from stream.supervisor import (
@@ -137,7 +137,7 @@ def run_folder(config: Config) -> Iterator[Path]:
         JournalError: It cannot be made.
     """
     if config.journal.folder is not None:
-        folder = Path(config.journal.folder).expanduser()
+        folder = journal_folder(config.journal.folder)
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # one that is there keeps its mode
         except OSError as error:
@@ -159,7 +159,8 @@ def run_folder(config: Config) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder)
+        if folder.is_dir():  # XDG_RUNTIME_DIR goes with the user's last login, also under a run that goes on
+            shutil.rmtree(folder)
 
 
 @contextmanager

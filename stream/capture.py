@@ -21,7 +21,7 @@ from stream.asr import Transcriber, Transcription, ends_sentence
 from stream.asr_thread import AsrThread, Transcribed
 from stream.clock import SampleClock, ms_to_samples
 from stream.config import Config
-from stream.control import Control
+from stream.control import Control, meanwhile
 from stream.devices import Devices, Source
 from stream.frames import FrameRing
 from stream.items import SAMPLE_RATE_HZ, AudioBlock, Draft, Interim, Missing, Session, Span, Stalled, Utterance
@@ -61,7 +61,8 @@ def run(config: Config, session: Session, folder: Path, control: Control) -> Non
         folder: Where the outbox lies.
         control: The supervisor's line.
     """
-    transcriber = Transcriber(config.asr)
+    with meanwhile(control.preparing):  # the model may be downloaded
+        transcriber = Transcriber(config.asr)
     conversation = Conversation(speakers_for(config.speakers), config.speakers.dialogue_gap_s)
     control.ready({"asr": transcriber.model_name})
     if not control.wait_go():

@@ -159,7 +159,8 @@ class WorkerConfig(Struct, frozen=True, forbid_unknown_fields=True):
 class JournalConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Where utterances not yet answered and all events are kept. None: a private folder, removed at the end."""
 
-    folder: str | None = None
+    # Empty, as of a variable that is not set, it would be the working directory.
+    folder: Annotated[str, Meta(min_length=1, description="the name of a folder")] | None = None
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True):

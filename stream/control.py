@@ -6,8 +6,9 @@ It ends when either end dies.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Literal
 
@@ -15,6 +16,8 @@ import msgspec
 from msgspec import Struct
 
 from telme.errors import ProcessError
+
+_TELL_EVERY_S = 10.0
 
 
 class Word(Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,7 +61,9 @@ class Control:
         return self._connection.fileno()
 
     def preparing(self) -> None:
-        """Tell the supervisor that the start goes on, so that it waits longer: engines may take minutes to compile."""
+        """Tell the supervisor that the start goes on, so that it waits longer: engines may take minutes to compile, and
+        models to come.
+        """
         self._send(Word("preparing", {}))
 
     def ready(self, facts: dict[str, str]) -> None:
@@ -123,3 +128,27 @@ class Control:
         self._stop = self._stop or word.kind == "stop"
         self._dialogues += word.kind == "dialogue"
         return True
+
+
+@contextmanager
+def meanwhile(preparing: Callable[[], None]) -> Iterator[None]:
+    """Tell that the start goes on for as long as what runs inside takes, which has no occasion to: a download.
+
+    Args:
+        preparing: Control.preparing; called in a thread. That the supervisor is gone is met by the next word.
+    """
+    over = threading.Event()
+
+    def tell() -> None:
+        with suppress(ProcessError):
+            preparing()
+            while not over.wait(_TELL_EVERY_S):
+                preparing()
+
+    thread = threading.Thread(target=tell, name="preparing", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from stream.config import Config
-from stream.machine import runs_folder, stop_telemetry
+from stream.machine import journal_folder, runs_folder, stop_telemetry
 from stream.opencv import list_cameras
 from stream.portaudio import list_microphones
 from telme.errors import JournalError, MissingDependency, TelmeStreamError
@@ -204,7 +204,8 @@ def _backend(config: Config) -> str:
 
 def _disk(config: Config) -> str:
     """Room for the journal, which keeps each utterance until it is answered, with its sound and pictures."""
-    wanted = Path(config.journal.folder or runs_folder()).expanduser().absolute()
+    kept = config.journal.folder
+    wanted = (Path(runs_folder()) if kept is None else journal_folder(kept)).absolute()
     folder = next(path for path in (wanted, *wanted.parents) if path.is_dir())
     free_gb = shutil.disk_usage(folder).free / 1e9
     if free_gb < _LEAST_FREE_GB:

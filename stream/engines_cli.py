@@ -133,7 +133,7 @@ def verify() -> None:
 
 @app.command()
 def prune() -> None:
-    """Remove cached engines that are damaged or made by another version; those of another GPU or processor stay."""
+    """Remove cached engines that are damaged, half made or of another version; those of other hardware stay."""
     need_torch()
     from engines.store import Store, default_root
 
@@ -142,6 +142,8 @@ def prune() -> None:
         if why := _why_useless(folder):
             store.remove(folder)
             typer.echo(f"removed {folder}: {why}")
+    for partial in store.remove_unfinished():
+        typer.echo(f"removed {partial}: whoever built it was killed")
 
 
 def _line(manifest: Manifest) -> str:

@@ -17,7 +17,7 @@ WINDOW = 16
 
 
 def forget_unreadable(outbox: Outbox) -> None:
-    """Drop what an earlier version kept and this one cannot read: no worker would ever answer it."""
+    """Drop what is damaged or an earlier version kept, so that it cannot be read: no worker would ever answer it."""
     position = 0
     while some := outbox.after(position, WINDOW):
         for kept in some:

@@ -15,8 +15,9 @@ from typing import Any, Self
 
 import msgspec
 
+from stream.bus import UNREADABLE
 from stream.wire import Frame
-from telme.errors import JournalError
+from telme.errors import JournalError, WireError
 
 
 class _Store:
@@ -64,12 +65,26 @@ class _Store:
 
 @dataclass(frozen=True)
 class Kept:
-    """An utterance in the Outbox, as frames. `position` grows with each one that was put."""
+    """An utterance in the Outbox. `position` grows with each one that was put."""
 
     position: int
     session: str
     seq: int
-    frames: list[bytes]
+    packed: bytes
+
+    @property
+    def frames(self) -> list[bytes]:
+        """Its message.
+
+        Raises:
+            WireError: The file is damaged there.
+        """
+        try:
+            return msgspec.msgpack.decode(self.packed, type=list[bytes])
+        except UNREADABLE as error:
+            raise WireError(
+                f"an utterance in the outbox that does not decode: {error}", "its frames", "check the disk"
+            ) from error
 
 
 class Outbox(_Store):
@@ -101,10 +116,7 @@ class Outbox(_Store):
             "SELECT position, session, seq, frames FROM outbox WHERE position > ? ORDER BY position LIMIT ?",
             (position, limit),
         )
-        return [
-            Kept(place, session, seq, msgspec.msgpack.decode(packed, type=list[bytes]))
-            for place, session, seq, packed in rows
-        ]
+        return [Kept(place, session, seq, packed) for place, session, seq, packed in rows]
 
 
 @dataclass(frozen=True)
@@ -140,7 +152,8 @@ class EventStore(_Store):
         seq INTEGER PRIMARY KEY, session TEXT NOT NULL, type TEXT NOT NULL, utterance INTEGER,
         speaker TEXT, text TEXT, dialogue INTEGER, json BLOB NOT NULL, published INTEGER NOT NULL DEFAULT 0);
         CREATE UNIQUE INDEX IF NOT EXISTS answer ON event (session, utterance) WHERE utterance IS NOT NULL;
-        CREATE INDEX IF NOT EXISTS unpublished ON event (seq) WHERE published = 0"""
+        CREATE INDEX IF NOT EXISTS unpublished ON event (seq) WHERE published = 0;
+        CREATE INDEX IF NOT EXISTS turn ON event (session, dialogue) WHERE dialogue IS NOT NULL"""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)

@@ -204,10 +204,17 @@ class CaptureLink:
                         "no worker for the last %d reports; expected one; they are lost", len(self._held.frames)
                     )
         except (TelmeStreamError, zmq.ZMQError) as error:
-            _log.error("link: %s", error)
-            with self._changed:
-                self._failure = error
-                self._changed.notify_all()
+            self._fail(error)
+        # A link that ends in silence would leave a capture process that nobody hears.
+        except Exception as error:  # noqa: BLE001
+            _log.debug("the link's thread", exc_info=True)
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        _log.error("link: %s", error)
+        with self._changed:
+            self._failure = error
+            self._changed.notify_all()
 
     def _is_over(self) -> bool:
         """Whether to stop with all taken: what was sent just before the end is in the outbox for the next run."""

@@ -11,6 +11,8 @@ import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 
+from telme.errors import JournalError
+
 _MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None  # glibc has it
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -38,6 +40,22 @@ def runs_folder() -> str:
     """Where a run's private folder is made: the user's runtime folder, or where temporary files go."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     return runtime if runtime and os.access(runtime, os.W_OK) else tempfile.gettempdir()
+
+
+def journal_folder(name: str) -> Path:
+    """The folder that --journal names.
+
+    Raises:
+        JournalError: Its home is nobody's, or its name is no UTF-8, which the addresses of sockets in it are.
+    """
+    try:
+        folder = Path(name).expanduser()
+        str(folder).encode()
+    except (RuntimeError, UnicodeEncodeError) as error:
+        raise JournalError(
+            f"folder {name!r}: {error}", "the home of a user that there is, and a name in UTF-8", "check --journal"
+        ) from error
+    return folder
 
 
 def stop_telemetry() -> None:

@@ -20,6 +20,7 @@ from engines.store import Store, default_root
 from stream.bus import Emotion, Modality, Stages
 from stream.clock import iso_utc
 from stream.config import WorkerConfig
+from stream.control import meanwhile
 from stream.journal import StoredTurn
 from stream.machine import clock_id
 from stream.wire import Absent, Media, Spoken, Utterance
@@ -60,7 +61,8 @@ def load_model(settings: WorkerConfig, preparing: Callable[[], None] = lambda: N
 
     Args:
         settings: What to load, and on which backend.
-        preparing: Called now and then while engines are built, which may take minutes.
+        preparing: Called now and then, from any thread, while it is downloaded or engines are built, which may take
+            minutes.
 
     Raises:
         BundleError: It cannot be loaded.
@@ -70,7 +72,8 @@ def load_model(settings: WorkerConfig, preparing: Callable[[], None] = lambda: N
     # By default half of the cores: the recognizer works at the same time as the model.
     threads = settings.threads or max((os.cpu_count() or 1) // 2, 1)
     torch.set_num_threads(threads)
-    bundle = open_bundle(settings.bundle)
+    with meanwhile(preparing):  # it may be downloaded, and all of it is digested
+        bundle = open_bundle(settings.bundle)
     maker = FeatureMaker(bundle.tokenizer, bundle.config)
     ranked = choices(settings.backend, settings.precision)
     predictor = EnginePredictor(bundle, ranked, RunSettings(threads=threads), Store(default_root(), preparing))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import secrets
 import time
@@ -33,6 +34,9 @@ HEARTBEAT_MS = 1000
 # A worker gives subscribers so long to find it before it speaks.
 _SUBSCRIBER_GRACE_MS = 2000
 _LOOK_EVERY_MS = 50  # for the word to stop, meanwhile
+# Of utterances that wait together as many are answered at once as take so long: a capture process at its end must see
+# that answers come, also from a model that takes seconds for each.
+_TURN_NS = 2_000_000_000
 _INTERIM_MEDIA: tuple[Absent, Absent] = (Absent("an interim guess reads the words alone"),) * 2
 
 
@@ -96,6 +100,7 @@ class Worker:
         self._interims: dict[str, Interim] = {}  # of each session the newest one that waits
         self._answered = self._bad_messages = self._interims_skipped = 0
         self._beat_ns = 0
+        self._most_at_once = 1  # as long as it is not known how long one takes
         self._given_seq = 0  # the last event given to the socket by the heartbeat before
 
     def take_over(self, control: Control) -> None:
@@ -120,11 +125,9 @@ class Worker:
 
     def step(self) -> None:
         """Handle all that waits."""
-        is_due = time.monotonic_ns() >= self._beat_ns
-        if self._link.new_subscribers() or is_due:
+        somebody_came = self._link.new_subscribers()
+        if not self._beat_when_due() and somebody_came:
             self.heartbeat("running")
-        if is_due:
-            self._settle()
         for received in self._link.receive():
             if isinstance(received, WireError):
                 self._bad_messages += 1
@@ -133,6 +136,13 @@ class Worker:
                 self._handle(received)
         self._answer_waiting()
         self._guess_interims()
+
+    def _beat_when_due(self) -> bool:
+        is_due = self.heartbeat_due_ms() == 0
+        if is_due:
+            self.heartbeat("running")
+            self._settle()
+        return is_due
 
     def heartbeat(self, state: str) -> None:
         """Say that the worker lives; not stored."""
@@ -183,16 +193,28 @@ class Worker:
             self._say(report.session, data, report.wall_ns)
 
     def _answer_waiting(self) -> None:
-        """Answer all utterances that wait, in one batch; each answer is stored before it is published."""
-        waiting, self._waiting = self._waiting, {}
-        new = [messages[0] for (session, seq), messages in waiting.items() if not self._store.is_answered(session, seq)]
-        for one, answer in zip(new, self._recognizer.recognise([one.said for one in new]), strict=True):
-            self._store_answer(one.utterance, answer)
-        for (session, seq), messages in waiting.items():
-            for message in messages:
-                self._link.answer(message.peer, Ack(PROTOCOL, session, seq))
+        """Answer all utterances that wait, as many in one batch as take a moment."""
+        waiting, self._waiting = list(self._waiting.values()), {}
         if waiting:
             self._skip_interims()
+        while waiting:
+            some, waiting = waiting[: self._most_at_once], waiting[self._most_at_once :]
+            self._answer(some)
+            if waiting:
+                self._beat_when_due()
+
+    def _answer(self, waiting: list[list[_Waiting]]) -> None:
+        """Answer these in one batch; each answer is stored before it is published."""
+        began_ns = time.monotonic_ns()
+        utterances = [messages[0] for messages in waiting]
+        new = [one for one in utterances if not self._store.is_answered(one.utterance.session, one.utterance.seq)]
+        for one, answer in zip(new, self._recognizer.recognise([one.said for one in new]), strict=True):
+            self._store_answer(one.utterance, answer)
+        if new:
+            each_ns = (time.monotonic_ns() - began_ns) // len(new)
+            self._most_at_once = max(_TURN_NS // max(each_ns, 1), 1)
+        for message in itertools.chain(*waiting):
+            self._link.answer(message.peer, Ack(PROTOCOL, message.utterance.session, message.utterance.seq))
 
     def _store_answer(self, utterance: Utterance, answer: Emotion | FeatureError | PredictorError) -> None:
         data = answer if isinstance(answer, Emotion) else Fault(str(answer), utterance.seq)

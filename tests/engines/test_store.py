@@ -147,6 +147,27 @@ def test_a_builder_killed_half_way_leaves_nothing_to_trip_over(tmp_path: Path) -
     assert left(tmp_path) == [folder.name]
 
 
+def test_what_a_killed_builder_left_can_be_removed_and_what_is_being_built_not(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with start(tmp_path, "first") as first:
+        assert line(first) == "building"
+        assert store.remove_unfinished() == []
+        (partial,) = (path for path in tmp_path.iterdir() if path.is_dir())
+        first.send_signal(signal.SIGKILL)
+        first.wait(DEADLINE_S)
+    assert store.remove_unfinished() == [partial]
+    assert left(tmp_path) == []
+
+
+def test_folders_of_others_are_no_artifacts(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    folder = store.get_or_build(KEY, writes("a plan"))
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    assert store.folders() == [folder]
+
+
 def test_what_a_killed_builder_left_is_no_artifact(tmp_path: Path) -> None:
     with start(tmp_path, "first") as first:
         assert line(first) == "building"

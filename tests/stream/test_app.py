@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import threading
 from collections.abc import Iterator
@@ -65,6 +66,32 @@ def test_a_journal_that_cannot_be_written(tmp_path: Path) -> None:
         run_folder(Config(journal=JournalConfig(folder=str(tmp_path)))),
     ):
         pass
+
+
+def test_a_private_folder_that_went_away_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As XDG_RUNTIME_DIR does when its user logs out; what ended the run is still what is told."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+
+    def run() -> None:
+        with run_folder(Config()) as folder:
+            folder.rmdir()
+            raise OutputError("nothing", "something", "try")
+
+    with pytest.raises(OutputError):
+        run()
+
+
+@pytest.mark.parametrize("name", ["~nobody-has-this-name/journal", os.fsdecode(b"caf\xe9")])
+def test_a_journal_in_nobodys_home_or_with_a_name_that_is_no_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.raises(JournalError, match="a name in UTF-8; check --journal"),
+        run_folder(Config(journal=JournalConfig(folder=name))),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_private_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

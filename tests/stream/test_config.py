@@ -132,6 +132,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         ("SEGMENTR_HANGOVER_MS", "500", "unknown field `segmentr`"),
         ("CAMERA_RING_FPS", "61", "`$.camera.ring_fps`"),
         ("CAMERA", "0", "unknown field ``"),
+        ("JOURNAL_FOLDER", "", "`$.journal.folder`; expected the name of a folder;"),
     ],
 )
 def test_the_environment_is_named_with_the_key(file: Path, name: str, value: str, says: str) -> None:

@@ -10,7 +10,8 @@ from typing import Literal
 
 import pytest
 
-from stream.control import Control, Word, hear, say
+from stream import control as control_module
+from stream.control import Control, Word, hear, meanwhile, say
 from telme.errors import ProcessError
 
 
@@ -69,6 +70,29 @@ def test_each_word_of_a_new_dialogue_is_heard_until_stop(line: Line) -> None:
 
     control.wait_stop(on_dialogue)
     assert heard == ["dialogue", "dialogue"]
+
+
+def test_what_takes_long_is_told_until_it_is_over(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    near, control = line
+    monkeypatch.setattr(control_module, "_TELL_EVERY_S", 0.01)
+    with meanwhile(control.preparing):
+        for _ in range(3):
+            assert hear(near) == Word("preparing", {})
+    control.ready({})
+    words = [hear(near)]
+    while words[-1].kind == "preparing":
+        words.append(hear(near))
+    assert words[-1] == Word("ready", {})
+    assert not near.poll(0.1)
+
+
+def test_what_takes_long_goes_on_when_nobody_is_told(line: Line) -> None:
+    near, control = line
+    near.close()
+    with meanwhile(control.preparing):
+        pass
+    with pytest.raises(ProcessError, match="the supervisor is gone"):
+        control.ready({})
 
 
 def test_the_end_of_the_line_is_stop(line: Line) -> None:

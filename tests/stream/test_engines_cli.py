@@ -196,6 +196,10 @@ def test_what_no_version_here_would_take_is_pruned(
 ) -> None:
     for precision in ("fp32", "int8"):
         assert run("build", "--bundle", str(bundle), "--backend", "onnx", "--precision", precision) == 0
+    half = cache / "0123456789abcdef01234567.building"
+    half.mkdir()
+    assert run("prune") == 0
+    assert capsys.readouterr().out.endswith(f"removed {half}: whoever built it was killed\n")
     folders = [path for path in cache.iterdir() if path.is_dir()]
     capsys.readouterr()
     assert run("prune") == 0

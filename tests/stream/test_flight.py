@@ -54,6 +54,17 @@ def test_what_an_earlier_version_left_is_told_and_forgotten(outbox: Outbox, capl
     assert caplog.messages[0].startswith(f"utterance 0 of session {SESSION} is lost: ")
 
 
+def test_what_is_damaged_is_told_and_forgotten(outbox: Outbox, caplog: pytest.LogCaptureFixture) -> None:
+    media = (np.zeros(8, np.int16), Absent("no camera"))
+    for seq in range(WINDOW + 3):
+        outbox.put(SESSION, seq, encode(utterance(seq, media=media), media))
+    outbox._database.execute("UPDATE outbox SET frames = x'ffff' WHERE seq = 2")
+    forget_unreadable(outbox)
+    assert [kept.seq for kept in outbox.after(0, 4)] == [0, 1, 3, 4]
+    (message,) = caplog.messages
+    assert message.startswith(f"utterance 2 of session {SESSION} is lost: an utterance in the outbox that does not")
+
+
 def test_what_is_no_answer_takes_nothing_out(outbox: Outbox, caplog: pytest.LogCaptureFixture) -> None:
     flight = Flight(lambda frames: True, outbox)
     assert not flight.take_ack([b"garbage"])

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from stream.journal import EventStore, Outbox, StoredEvent, StoredTurn
-from telme.errors import JournalError
+from telme.errors import JournalError, WireError
 
 FRAMES = [b"header", b"\x00\xff" * 100, b""]
 
@@ -57,7 +59,40 @@ def test_a_position_is_never_used_twice(tmp_path: Path) -> None:
         assert [later.seq for later in outbox.after(kept.position, 10)] == [1]
 
 
+def test_an_utterance_that_is_damaged_on_the_disk_costs_the_others_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "outbox"
+    with Outbox(path) as outbox:
+        for seq in range(2):
+            outbox.put("s", seq, FRAMES)
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE outbox SET frames = x'ffff' WHERE seq = 0")
+    with Outbox(path) as outbox:
+        damaged, whole = outbox.after(0, 10)
+        with pytest.raises(WireError, match="in the outbox that does not decode"):
+            _ = damaged.frames
+        assert whole.frames == FRAMES
+
+
 # ------------------------------------------------------------------------------------------------ event store
+
+
+def test_the_turns_of_a_dialogue_are_found_without_reading_all_events(tmp_path: Path) -> None:
+    """A journal that is kept for a year has a million of them, and each new dialogue asks."""
+    with EventStore(tmp_path / "events") as store:
+        for number in range(1000):
+            store.add("old", "emotion", json_of("a" * 500), number, StoredTurn("ann", "hello", 0))
+    steps = 0
+
+    def count() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    with EventStore(tmp_path / "events") as store:
+        store._database.set_progress_handler(count, 100)
+        assert store.turns("new", 0, 20) == []
+        assert len(store.turns("old", 0, 20)) == 20
+    assert steps < 20, "of 100 instructions each"
 
 
 def test_events_are_numbered_from_one_and_go_on_after_a_restart(tmp_path: Path) -> None:

@@ -67,6 +67,18 @@ def test_a_bad_message_is_an_error_and_the_others_go_on(
         assert capture.wait_answered(DEADLINE_S) == 0
 
 
+def test_a_link_that_dies_of_anything_ends_its_capture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_down(*_: object) -> None:
+        raise MemoryError("no room for it")
+
+    monkeypatch.setattr(link_module, "Flight", break_down)
+    address = f"ipc://{tmp_path}/utterances"
+    with worker_at(address), capture_to(address, tmp_path) as capture:
+        eventually(lambda: not capture._thread.is_alive(), "its end")
+        with pytest.raises(LinkError, match="the link stopped: no room for it"):
+            send(capture, 0)
+
+
 def test_a_frame_beyond_the_limit_parts_its_sender_only(
     address: str, tmp_path: Path, stranger: zmq.Socket[bytes]
 ) -> None:

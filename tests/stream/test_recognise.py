@@ -134,7 +134,9 @@ def test_nothing_but_markers_is_no_utterance(recognizer: Recognizer) -> None:
 def test_the_backend_that_is_asked_for_answers(tmp_path: Path, backend: str) -> None:
     folder = make_full_bundle(tmp_path / "bundle", ("audio", "video", "fusion"))
     settings = WorkerConfig(str(folder), threads=1, backend=backend)  # type: ignore[arg-type]
-    model = load_model(settings)
+    told: list[str] = []
+    model = load_model(settings, lambda: told.append("preparing"))
+    assert told, "also where no engine is built: the bundle may be a hub's"
     assert model.predictor.backend.startswith(backend)
     answer = emotion([*Recognizer(model, lambda *_: []).recognise([said(FIRST)])])
     assert answer.backend == model.predictor.backend

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
 import pytest
 
 from stream import bus, wire
+from stream import worker as worker_module
 from stream.clock import iso_utc
 from stream.config import load_config
 from stream.control import Word, say
@@ -119,14 +122,39 @@ def test_absence_is_said_not_faked(bench: Bench) -> None:
 
 
 def test_utterances_that_wait_together_are_answered_in_one_batch(bench: Bench) -> None:
+    """Once it is known that the model is quick."""
+    bench.send(utterance(0, "hello", session="s0"), ABSENT)
+    assert len(bench.events(2)) == 2
+    assert bench.acks(1) == [0]
     sessions = ("s1", "s2", "s3")
     bench.send_at_once(*(utterance(0, "i am so happy", session=session) for session in sessions))
-    assert max(bench.predictor.batches) == len(bench.predictor.prompts) == 3
+    assert bench.predictor.batches == [1, 3]
     found = bench.events(6)
     assert [(event.session, event.type) for event in found] == [
         (session, kind) for session in sessions for kind in ("transcript", "emotion")
     ]
     assert bench.acks(3) == [0, 0, 0]
+
+
+def test_a_model_that_takes_seconds_answers_one_after_the_other(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A capture process gives up after a minute without an answer: sixteen at once at 4 s each take longer."""
+    now_ns = 0
+    clock = SimpleNamespace(monotonic_ns=lambda: now_ns, time_ns=time.time_ns)
+    monkeypatch.setattr(worker_module, "time", clock)
+    answered_before: list[int] = []
+
+    def work() -> None:
+        nonlocal now_ns
+        answered_before.append(bench.store.last_seq // 2)
+        now_ns += 4_000_000_000
+
+    bench.predictor.on_batch = work
+    bench.beats()
+    bench.send_at_once(*(utterance(seq, "hello") for seq in range(4)))
+    assert bench.predictor.batches == [1, 1, 1, 1]
+    assert answered_before == [0, 1, 2, 3]
+    assert bench.acks(4) == [0, 1, 2, 3]
+    assert bench.beats() >= 3, "it lives, and says so"
 
 
 def test_a_session_that_waits_twice_is_answered_in_order_and_repetitions_once(bench: Bench) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import Pipe
 from pathlib import Path
 
@@ -36,12 +36,14 @@ class FakePredictor:
 
     def __init__(self) -> None:
         self.prompts: list[str] = []
+        self.on_batch: Callable[[], None] = lambda: None
         self.batches: list[int] = []
         self._tokenizer = tiny_tokenizer()
 
     def predict(self, batch: Sequence[Features]) -> list[Prediction]:
         answers = []
         self.batches.append(len(batch))
+        self.on_batch()
         for features in batch:
             prompt = str(self._tokenizer.decode(list(features.prompt_ids)))
             self.prompts.append(prompt)
@@ -119,6 +121,18 @@ class Bench:
             status = received[0].payload()
             if isinstance(status, bus.Status) and status.state == "stopped":
                 return status.counters
+        raise AssertionError("no heartbeat")
+
+    def beats(self) -> int:
+        """How many heartbeats came since the last that was looked for."""
+        self.worker.heartbeat("stopped")
+        found = 0
+        while received := self.subscriber.receive(DEADLINE_MS):
+            status = received[0].payload()
+            if isinstance(status, bus.Status):
+                if status.state == "stopped":
+                    return found
+                found += 1
         raise AssertionError("no heartbeat")
 
     def acks(self, count: int) -> list[int]:
