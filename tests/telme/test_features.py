@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from telme.bundle import load_bundle
 from telme.config import Part
 from telme.dialogue import Turn
-from telme.errors import BundleError
+from telme.errors import BundleError, FeatureError
 from telme.features import NOT_GIVEN, FeatureMaker, Features, Missing
 from telme.modes import CLEAN, PUBLISHED_MELD
 from telme.pixels import pixel_values
@@ -65,6 +67,11 @@ def test_float_samples_of_another_rate_are_resampled(tmp_path: Path) -> None:
     features = made(maker_of(tmp_path), pcm, rate_hz=44_100)
     np.testing.assert_array_equal(sound_of(features), input_values(pcm, 44_100, CLEAN))
     assert features.missing == {"video": "not given"}
+
+
+def test_how_long_a_clip_is_goes_by_its_rate(tmp_path: Path) -> None:
+    pcm = CHANCE.normal(0, 0.1, 20 * 44_100).astype(np.float32)
+    assert made(maker_of(tmp_path), pcm, FRAMES, rate_hz=44_100).missing == {}
 
 
 @pytest.mark.parametrize(
@@ -132,3 +139,20 @@ def test_an_unknown_mode_is_refused() -> None:
     config.mode = "loud"
     with pytest.raises(BundleError, match="mode 'loud'"):
         FeatureMaker(tokenizer, config)
+
+
+@pytest.mark.parametrize("token", ["mask_token", "sep_token", "pad_token"])
+def test_a_tokenizer_without_a_token_of_its_own_is_refused(token: str) -> None:
+    tokenizer = tiny_tokenizer()
+    setattr(tokenizer, token, None)
+    with pytest.raises(FeatureError, match="a tokenizer without mask, separator or pad token"):
+        FeatureMaker(tokenizer, tiny_config(len(tokenizer)))
+
+
+def test_a_tokenizer_that_knows_no_speakers_is_refused() -> None:
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"<s1>": 0, "[SEP]": 1}, unk_token="[SEP]")),
+        **dict.fromkeys(("mask_token", "sep_token", "pad_token"), "[SEP]"),
+    )
+    with pytest.raises(FeatureError, match=r"a tokenizer without <s2>, .*, <s9>; .* saved with the bundle"):
+        FeatureMaker(tokenizer, tiny_config(2))
