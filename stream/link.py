@@ -43,7 +43,6 @@ _POLL_MS = 500
 # Reports kept for a worker that is away; older ones are dropped, utterances never.
 _MAX_REPORTS_HELD = 1000
 _MAX_PORT = 65_535
-_MAX_FRAMES = 3  # header, sound, pictures
 # Messages handled before the worker looks at its clock and its supervisor again.
 _MAX_TURN = 64
 # Events a slow subscriber may lag behind before it loses its own.
@@ -197,7 +196,6 @@ class CaptureLink:
                     elif not told and time.monotonic() >= apart_s + _GREETING_DEADLINE_S:
                         _log.warning("no worker at %s; expected one; what is said waits for it", self._address)
                         told = True
-                    self._take_queued(outbox, has_peer=False)
                     time.sleep(_RECONNECT_MS / 1000)
                 if self._held.frames:
                     _log.warning(
@@ -370,10 +368,6 @@ class WorkerLink:
                 return
             peer, *frames = self._router.recv_multipart(copy=True)
             try:
-                if len(frames) > _MAX_FRAMES:
-                    raise WireError(
-                        f"{len(frames)} frames", f"at most {_MAX_FRAMES}", "run the same version on both sides"
-                    )
                 message, media = decode(frames)
             except WireError as error:
                 yield error

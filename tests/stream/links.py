@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import socket
 import threading
 from collections.abc import Iterator
@@ -28,16 +27,19 @@ MEDIA: tuple[Media, Media] = (AUDIO, NO_VIDEO)
 HELLO = Hello(PROTOCOL, SESSION, WALL_NS)
 
 
-def open_contexts() -> list[zmq.Context[Any]]:
-    return [item for item in gc.get_objects() if issubclass(type(item), zmq.Context) and not item.closed]
-
-
 @pytest.fixture
-def everything_ends() -> Iterator[None]:
+def everything_ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A socket left open would keep its context from ending, and the program with it."""
-    before = len(open_contexts())
+    made: list[zmq.Context[Any]] = []
+    make = zmq.Context
+
+    def remember() -> zmq.Context[Any]:
+        made.append(make())
+        return made[-1]
+
+    monkeypatch.setattr(zmq, "Context", remember)
     yield
-    assert len(open_contexts()) == before
+    assert not [context for context in made if not context.closed]
     assert not [thread for thread in threading.enumerate() if thread.name == "link"]
 
 

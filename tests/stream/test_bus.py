@@ -9,7 +9,7 @@ import zmq
 
 from stream.bus import Fault
 from stream.link import Subscriber, WorkerLink
-from telme.errors import WireError
+from telme.errors import LinkError, WireError
 from tests.stream.links import (
     DEADLINE_MS,
     worker_at,
@@ -103,3 +103,8 @@ def test_waiting_ends_for_a_watched_descriptor() -> None:
         far.send(b"!")
         worker.wait(600_000)
         assert near.recv(1) == b"!"
+
+
+def test_a_subscriber_of_what_is_no_address_is_refused() -> None:
+    with pytest.raises(LinkError, match="cannot connect to nowhere"):
+        Subscriber("nowhere")

@@ -113,3 +113,18 @@ def test_drift_is_not_told_before_it_is_known() -> None:
     assert known[:70] == [None] * 70
     assert known[-1] == 0
     assert all(a is None or b is not None for a, b in pairwise(known))
+
+
+def test_a_meter_that_restarts_is_as_new() -> None:
+    meter, new = DriftMeter(), DriftMeter()
+    for number in range(2 * BLOCKS_PER_MINUTE):
+        meter.observe(number * BLOCK, number * 5_000)
+    meter.observe(2 * BLOCKS_PER_MINUTE * BLOCK, -(10**12))  # of a second that has just begun
+    assert meter.fast_ppm is not None
+    meter.restart()
+    assert meter.fast_ppm is None
+    for number in range(2 * BLOCKS_PER_MINUTE):
+        late_ns = 10**9 - number * 5_000
+        assert meter.observe(number * BLOCK, late_ns) == new.observe(number * BLOCK, late_ns)
+        assert meter.fast_ppm == new.fast_ppm
+    assert new.fast_ppm is not None

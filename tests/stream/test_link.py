@@ -12,6 +12,7 @@ import pytest
 from stream import flight
 from stream import link as link_module
 from stream.bus import Status
+from stream.journal import Outbox
 from stream.link import Received, WorkerLink
 from stream.wire import Media, Utterance, make_report
 from tests.live import eventually
@@ -51,7 +52,7 @@ def test_an_utterance_is_journalled_before_it_arrives_and_forgotten_when_answere
         np.testing.assert_array_equal(received.media[1], VIDEO)
         assert pending(tmp_path) == capture.unanswered == 1
         answer(worker, received)
-        assert capture.wait_answered(DEADLINE_S) == 0
+        assert capture.wait_answered(threading.TIMEOUT_MAX) == 0
         assert pending(tmp_path) == capture.unanswered == 0
 
 
@@ -110,7 +111,9 @@ def test_a_worker_that_comes_back_gets_what_was_not_answered_then_what_is_new(ad
 def test_a_capture_process_that_comes_back_sends_what_it_left(address: str, tmp_path: Path) -> None:
     with capture_to(address, tmp_path) as capture:
         send(capture, 0, 1)
-    assert pending(tmp_path) == 2
+    with Outbox(tmp_path / "outbox") as outbox:
+        assert outbox.pending() == 2
+        outbox.put(SESSION, 9, [b"of an earlier version"])
     with worker_at(address) as worker, capture_to(address, tmp_path) as capture:
         send(capture, 2)
         found = utterances(worker, 3)
@@ -228,6 +231,16 @@ def test_only_the_newest_reports_are_held_and_the_others_are_told_of(
     assert found == [HELLO, *(report(number) for number in range(15, 20))]
     told = [record.getMessage() for record in caplog.records if "are lost" in record.getMessage()]
     assert told == ["no worker for 5 reports; expected one; the oldest are lost"] * 3  # 15 of them, 5 at a time
+
+
+def test_reports_are_taken_while_the_link_is_busy(address: str, tmp_path: Path) -> None:
+    """Each wakes it, and a socket holds so many wake-ups."""
+    capture = capture_to(address, tmp_path)
+    for number in range(900):
+        capture.send(report(number))
+    with worker_at(address) as worker, capture:
+        found = [item.message for item in collect(worker, 901) if isinstance(item, Received)]
+    assert found == [HELLO, *map(report, range(900))]
 
 
 def test_the_last_reports_leave_before_the_link_closes(address: str, tmp_path: Path) -> None:

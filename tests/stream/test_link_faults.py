@@ -49,7 +49,7 @@ pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("everything_ends"
         ([b"garbage"], "does not decode"),
         ([b""], "does not decode"),
         ([b"\xff" * 1000], "does not decode"),
-        ([b"a"] * 1000, "1000 frames"),
+        ([*encode(HELLO), *[b"a"] * 999], "999 frames more than the header describes"),
         (encode(utterance(), (AUDIO, VIDEO))[:2], "no frame for the pictures"),
     ],
 )
@@ -106,6 +106,14 @@ def test_a_message_beyond_the_limit_is_refused_at_once(address: str, tmp_path: P
     assert pending(tmp_path) == 0
 
 
+def test_a_message_of_the_limit_arrives(address: str, tmp_path: Path) -> None:
+    loud: tuple[Media, Media] = (np.zeros(MAX_BYTES // 2, np.int16), NO_VIDEO)
+    with worker_at(address) as worker, capture_to(address, tmp_path) as capture:
+        capture.send(utterance(0, media=loud), loud)
+        answer(worker, *utterances(worker, 1))
+        assert capture.wait_answered(DEADLINE_S) == 0
+
+
 def test_garbage_from_a_worker_is_survived(address: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with (
         zmq.Context() as context,
@@ -125,6 +133,10 @@ def test_garbage_from_a_worker_is_survived(address: str, tmp_path: Path, caplog:
             router.send_multipart([peer, *frames])
         assert capture.wait_answered(DEADLINE_S) == 0
     assert "from the worker: a header that does not decode" in caplog.text
+
+
+def test_a_peer_that_has_just_gone_is_not_waited_for(stranger: zmq.Socket[bytes]) -> None:
+    assert not link_module._sender(stranger)([b"nobody is there"])
 
 
 def test_a_flood_does_not_keep_the_worker_from_its_clock(address: str, stranger: zmq.Socket[bytes]) -> None:
@@ -174,6 +186,20 @@ def test_a_worker_that_froze_is_noticed_and_greeted_again(
 # ------------------------------------------------------------------------------------------ what cannot be
 
 
+@pytest.fixture
+def tries(monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
+    """Released with each connection that a capture link begins."""
+    begun = threading.Semaphore(0)
+    connect = link_module._connect
+
+    def count(handle: zmq.Socket[Any], address: str) -> None:
+        begun.release()
+        connect(handle, address)
+
+    monkeypatch.setattr(link_module, "_connect", count)
+    return begun
+
+
 def test_an_address_in_use_is_named() -> None:
     with worker_at("tcp://127.0.0.1:*") as worker, pytest.raises(LinkError, match="Address already in use") as error:
         worker_at(worker.utterances)
@@ -198,6 +224,8 @@ def test_a_port_that_is_none_is_refused_at_both_ends(tmp_path: Path) -> None:
         capture._thread.join(DEADLINE_S)
         with pytest.raises(LinkError, match="port 99999"):
             capture.wait_answered(DEADLINE_S)
+    with worker_at(f"ipc://{tmp_path}/of:99999") as worker:
+        assert worker.utterances.endswith("of:99999")  # a path
 
 
 def test_an_address_that_is_none_ends_the_link_with_its_reason(tmp_path: Path) -> None:
@@ -209,16 +237,23 @@ def test_an_address_that_is_none_ends_the_link_with_its_reason(tmp_path: Path) -
             send(capture, 0)
 
 
-def test_a_worker_that_is_not_there_is_told_of_once(
-    address: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_a_worker_that_is_not_there_is_told_of_once_each_time(
+    address: str,
+    tmp_path: Path,
+    tries: threading.Semaphore,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(link_module, "_GREETING_DEADLINE_S", 0.1)
     with capture_to(address, tmp_path) as capture:
         eventually(lambda: "no worker at" in caplog.text, "a warning")
+        assert all(tries.acquire(timeout=DEADLINE_S) for _ in range(5))
         send(capture, 0)
+        told = f"no worker at {address}; expected one; what is said waits for it"
         with worker_at(address) as worker:
             assert len(utterances(worker, 1)) == 1
-    assert caplog.text.count(f"no worker at {address}; expected one; what is said waits for it") == 1
+            assert caplog.text.count(told) == 1
+        eventually(lambda: caplog.text.count(told) == 2, "another warning, since there was a worker")
 
 
 def test_an_outbox_that_cannot_be_written_ends_the_link_with_its_reason(tmp_path: Path) -> None:
@@ -237,21 +272,15 @@ def test_waiting_ends_when_the_link_fails(tmp_path: Path) -> None:
             other._rows("DROP TABLE outbox")
         answer(worker, *found)
         with pytest.raises(LinkError, match="no such table"):
-            capture.wait_answered(DEADLINE_S)
+            capture.wait_answered(threading.TIMEOUT_MAX)
         with pytest.raises(LinkError, match="no such table"):
             send(capture, 1)
 
 
-def test_a_host_that_has_no_address_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_that_has_no_address_is_tried_again(
+    tmp_path: Path, tries: threading.Semaphore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(link_module, "_GREETING_DEADLINE_S", 0.0)
     monkeypatch.setattr(link_module, "_POLL_MS", 10)
-    tries = threading.Semaphore(0)
-    connect = link_module._connect
-
-    def count(handle: zmq.Socket[Any], address: str) -> None:
-        tries.release()
-        connect(handle, address)
-
-    monkeypatch.setattr(link_module, "_connect", count)
     with capture_to("tcp://no-such-host.invalid:5555", tmp_path):
         assert all(tries.acquire(timeout=DEADLINE_S) for _ in range(3))

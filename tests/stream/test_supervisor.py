@@ -62,6 +62,16 @@ def test_a_child_says_its_facts_goes_and_stops(supervisor: Supervisor) -> None:
     supervisor.stop()  # again is no harm
 
 
+def test_a_wait_ends_when_a_child_has_died_and_that_one_may_be_told_things(supervisor: Supervisor) -> None:
+    one = child(children.obedient)
+    supervisor.start(one)
+    os.kill(pid_of(one), signal.SIGKILL)
+    exit_code(one)
+    one.tell("go")
+    supervisor.wait_until(lambda: False, 3600)
+    assert one.ready == {"state": "ready"}
+
+
 def test_a_child_that_fails_at_its_start_says_why(supervisor: Supervisor) -> None:
     with pytest.raises(ProcessError, match="no microphone; expected one; plug one in") as error:
         supervisor.start(child(children.failing_at_start, restarts=True))

@@ -62,6 +62,13 @@ def test_a_failure_while_stopping_is_said_and_decides_the_exit_code(
     assert (supervisor.exit_code, exit_code(first)) == (2, 0)
 
 
+def test_the_first_failure_while_stopping_decides_the_exit_code(supervisor: Supervisor) -> None:
+    supervisor.start(child(children.deaf, stop_deadline_s=0.1))  # told to stop last; by itself 1
+    supervisor.start(child(children.failing_at_stop))
+    supervisor.stop()
+    assert supervisor.exit_code == 2
+
+
 def test_a_child_that_is_killed_while_it_stops_is_named(
     supervisor: Supervisor, caplog: pytest.LogCaptureFixture
 ) -> None:

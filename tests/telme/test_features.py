@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from telme.bundle import load_bundle
 from telme.config import Part
 from telme.dialogue import Turn
-from telme.errors import BundleError
+from telme.errors import BundleError, FeatureError
 from telme.features import NOT_GIVEN, FeatureMaker, Features, Missing
-from telme.modes import CLEAN, PUBLISHED_MELD
+from telme.modes import CLEAN, PUBLISHED_IEMOCAP, PUBLISHED_MELD
 from telme.pixels import pixel_values
 from telme.sound import ZERO_CLIP_SAMPLES, input_values
 from tests.bundles import make_full_bundle, tiny_config, tiny_tokenizer
@@ -67,6 +69,11 @@ def test_float_samples_of_another_rate_are_resampled(tmp_path: Path) -> None:
     assert features.missing == {"video": "not given"}
 
 
+def test_how_long_a_clip_is_goes_by_its_rate(tmp_path: Path) -> None:
+    pcm = CHANCE.normal(0, 0.1, 20 * 44_100).astype(np.float32)
+    assert made(maker_of(tmp_path), pcm, FRAMES, rate_hz=44_100).missing == {}
+
+
 @pytest.mark.parametrize(
     ("audio", "video", "says"),
     [
@@ -116,6 +123,39 @@ def test_published_mode_feeds_zeros_for_a_clip_of_more_than_30_s(tmp_path: Path)
     assert not pixels_of(features).any()
 
 
+def test_published_iemocap_reads_a_clip_of_more_than_30_s(tmp_path: Path) -> None:
+    maker = maker_of(tmp_path, mode="published-meld")
+    maker.mode = PUBLISHED_IEMOCAP  # of a bundle whose data set that is
+    features = made(maker, np.ones(30 * 16_000 + 1, np.int16), FRAMES)
+    assert sound_of(features).any()
+    assert pixels_of(features).any()
+
+
+def test_published_mode_makes_no_pictures_of_a_long_clip_that_has_none(tmp_path: Path) -> None:
+    maker = maker_of(tmp_path, mode="published-meld")
+    features = made(maker, np.ones(30 * 16_000 + 1, np.int16), Missing("the camera is off"))
+    assert features.missing == {"video": "the camera is off"}
+
+
+def test_media_are_kept_under_what_they_depend_on(tmp_path: Path) -> None:
+    assert maker_of(tmp_path, ("video",)).media_settings == {
+        "audio_rate_hz": CLEAN.audio_rate_hz,
+        "long_clip": CLEAN.long_clip,
+        "frame_rule": CLEAN.frame_rule,
+        "edge": 224,
+        "read": ["audio"],
+    }
+    assert maker_of(tmp_path).media_settings["edge"] == EDGE
+
+
+def test_a_window_holds_the_turns_that_the_bundle_reads() -> None:
+    tokenizer = tiny_tokenizer()
+    config = tiny_config(len(tokenizer))
+    config.max_turns = 2
+    window = FeatureMaker(tokenizer, config).window([Turn("a", word) for word in ("hello", "there", "you")])
+    assert [turn.text for turn in window.turns] == ["there", "you"]
+
+
 def test_published_mode_strips_blanks_and_writes_apostrophes_as_it_has_read_them(tmp_path: Path) -> None:
     maker = maker_of(tmp_path, mode="published-meld")
     assert maker.heard(Turn("a", "it's")).text == "it\x92s"
@@ -132,3 +172,20 @@ def test_an_unknown_mode_is_refused() -> None:
     config.mode = "loud"
     with pytest.raises(BundleError, match="mode 'loud'"):
         FeatureMaker(tokenizer, config)
+
+
+@pytest.mark.parametrize("token", ["mask_token", "sep_token", "pad_token"])
+def test_a_tokenizer_without_a_token_of_its_own_is_refused(token: str) -> None:
+    tokenizer = tiny_tokenizer()
+    setattr(tokenizer, token, None)
+    with pytest.raises(FeatureError, match="a tokenizer without mask, separator or pad token"):
+        FeatureMaker(tokenizer, tiny_config(len(tokenizer)))
+
+
+def test_a_tokenizer_that_knows_no_speakers_is_refused() -> None:
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=Tokenizer(models.WordLevel({"<s1>": 0, "[SEP]": 1}, unk_token="[SEP]")),
+        **dict.fromkeys(("mask_token", "sep_token", "pad_token"), "[SEP]"),
+    )
+    with pytest.raises(FeatureError, match=r"a tokenizer without <s2>, .*, <s9>; .* saved with the bundle"):
+        FeatureMaker(tokenizer, tiny_config(2))

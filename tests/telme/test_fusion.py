@@ -21,7 +21,9 @@ NEIGHBOURS = torch.tensor([0, 1, 2])
 
 def fusion_in(mode: Mode) -> AttentionShiftFusion:
     torch.manual_seed(5)
-    return AttentionShiftFusion(TelmeConfig(), mode).eval().requires_grad_(False)
+    fusion = AttentionShiftFusion(TelmeConfig(), mode).eval().requires_grad_(False)
+    fusion.multihead_attn.in_proj_bias.normal_()  # torch begins with zeros
+    return fusion
 
 
 def test_neighbours_change_nothing_in_clean_mode() -> None:
@@ -48,6 +50,13 @@ def test_a_batch_of_one_is_the_same_with_and_without_attention_across_it() -> No
     one = [feature[:1] for feature in (TEXT, AUDIO, VIDEO)]
     across, alone = (fusion_in(replace(CLEAN, fusion_across_batch=flag)) for flag in (True, False))
     torch.testing.assert_close(across(*one).logits, alone(*one).logits, rtol=0, atol=1e-6)
+
+
+def test_row_by_row_the_same_weights_know_no_neighbours() -> None:
+    across, alone = (fusion_in(replace(CLEAN, fusion_across_batch=flag)) for flag in (True, False))
+    expected = across(TEXT, AUDIO, VIDEO).logits
+    assert torch.equal(across.row_by_row()(TEXT, AUDIO, VIDEO).logits, alone(TEXT, AUDIO, VIDEO).logits)
+    assert torch.equal(across(TEXT, AUDIO, VIDEO).logits, expected)  # and the fusion itself is as it was
 
 
 def test_student_order_decides_which_half_a_student_fills() -> None:
@@ -108,6 +117,19 @@ def test_the_shift_is_at_most_a_tenth_of_the_text(scale: float) -> None:
     shift = fusion(scale * TEXT, AUDIO, VIDEO).shift
     assert (shift > 0).all()
     assert (shift <= 0.1 + 1e-6).all()
+
+
+def test_a_text_of_no_length_is_not_shifted() -> None:
+    answer = fusion_in(CLEAN)(torch.zeros_like(TEXT), AUDIO, VIDEO)
+    assert torch.equal(answer.shift, torch.zeros(4))
+
+
+def test_dropout_is_on_the_students_and_on_what_is_fused() -> None:
+    fusion = fusion_in(CLEAN).train()
+    fusion.dropout.p = 1.0
+    one, other = fusion(TEXT, AUDIO, VIDEO), fusion(TEXT, VIDEO, AUDIO)
+    assert torch.equal(one.shift, other.shift)
+    assert torch.equal(one.logits, fusion.W.bias.expand(4, -1))
 
 
 def test_a_shift_of_no_length_leaves_the_text() -> None:
