@@ -110,7 +110,8 @@ def _believed(message: wire.Utterance, cut: Pcm, pcm: Pcm, fast: bool) -> Heard:
     start, end = message.start_ns // _NS_PER_SAMPLE, message.end_ns // _NS_PER_SAMPLE
     ready = end + (message.asr_ended_ns - message.heard_ns) // _NS_PER_SAMPLE
     cut_start = find(cut, pcm, start)
-    return Heard(start, end, cut_start, message.text, message.speaker, ready=None if fast else ready)
+    said = message.text, message.speaker
+    return Heard(start, end, cut_start, *said, certain=message.text_certain, ready=None if fast else ready)
 
 
 def _rejected(ended: bus.SpeechEnded, reason: str) -> Heard:

@@ -43,6 +43,7 @@ class Heard:
         text: The transcript; empty when it was rejected.
         speaker: Whose it is said to be; empty when it was rejected.
         rejected: Why it is not believed to be speech, or None.
+        certain: False where its words are marked as unsure.
         ready: When its transcript was there, in samples of the session; None where that was not in real time.
     """
 
@@ -52,6 +53,7 @@ class Heard:
     text: str
     speaker: str
     rejected: str | None = None
+    certain: bool = True
     ready: int | None = None
 
 
@@ -61,6 +63,7 @@ class Score:
 
     turns: int = 0
     utterances: int = 0  # not rejected
+    unsure: int = 0  # of those: marked, for the words may be wrong
     missed: int = 0
     missed_by_gates: int = 0  # of those: heard, but rejected
     invented: int = 0
@@ -86,6 +89,7 @@ class Score:
         return {
             "turns": self.turns,
             "utterances": self.utterances,
+            "unsure": self.unsure,
             "start_error_p50_ms": percentile(self.start_errors_ms, 50),
             "start_error_p95_ms": percentile(self.start_errors_ms, 95),
             "start_offset_median_ms": percentile(self.start_errors_ms, 50, signed=True),
@@ -114,7 +118,8 @@ def score(turns: Sequence[Turn], heard: Sequence[Heard]) -> Score:
         turns: The truth, in order; turns do not overlap.
         heard: What the program heard, rejected utterances included, in order.
     """
-    total = Score(turns=len(turns), utterances=sum(one.rejected is None for one in heard))
+    passed = [one for one in heard if one.rejected is None]
+    total = Score(turns=len(turns), utterances=len(passed), unsure=sum(not one.certain for one in passed))
     labels: list[tuple[str, str]] = []
     for said, found in groups(turns, heard):
         believed = [one for one in found if one.rejected is None]

@@ -52,6 +52,10 @@ _FULL_SCALE = 32768.0
 _MAX_COMPRESSION_RATIO = 2.4
 _MAX_REPEATED_WORDS = 12
 _MIN_LOGPROB = -1.0
+# Second deviation. Where Silero is sure of so much of the utterance somebody does speak, and the figure says no more
+# than that the words may be wrong: then they are marked, not thrown away with the voice and the face (bench/LOG.md).
+_CERTAINLY_SPEECH = 0.4
+_MIN_LOGPROB_OF_SPEECH = -2.0
 _MAX_NO_SPEECH = 0.9
 _MAX_NO_SPEECH_UNSURE = 0.6
 # Doubts that another try can settle. People do say three words twice.
@@ -70,6 +74,7 @@ class Transcription:
     Attributes:
         text: The words.
         rejected: One line that names the figure and its limit, or None.
+        certain: False where somebody speaks but Whisper is unsure of the words.
         avg_logprob: Mean log-probability of the tokens; None when Whisper was not asked.
         no_speech_prob: Whisper's probability that nobody spoke; None when it was not asked.
         window_ms: The window that gave the text; 0 when Whisper was not asked.
@@ -78,6 +83,7 @@ class Transcription:
 
     text: str
     rejected: str | None
+    certain: bool = True
     avg_logprob: float | None = None
     no_speech_prob: float | None = None
     window_ms: int = 0
@@ -131,7 +137,8 @@ class Transcriber:
         return self._hear(pcm, None, may_fall_back=False)
 
     def _hear(self, pcm: Pcm, speech: float | None, may_fall_back: bool) -> Transcription:
-        reason = why_not_heard(pcm, speech, self._config.min_level_dbfs)
+        share = speech_share(pcm) if speech is None else speech
+        reason = why_not_heard(pcm, share, self._config.min_level_dbfs)
         if reason is not None:
             return Transcription("", reason)
         self.calls += 1
@@ -146,7 +153,8 @@ class Transcriber:
         self.fallbacks += fell_back
         return Transcription(
             text=decoded.text,
-            rejected=why_rejected(decoded),
+            rejected=why_rejected(decoded, share),
+            certain=why_rejected(decoded) is None,
             avg_logprob=decoded.avg_logprob,
             no_speech_prob=decoded.no_speech_prob,
             window_ms=decoded.window_ms,
@@ -220,12 +228,12 @@ def _join(parts: Sequence[Decoded]) -> Decoded:
     )
 
 
-def why_not_heard(pcm: Pcm, speech: float | None, min_level_dbfs: float) -> str | None:
+def why_not_heard(pcm: Pcm, speech: float, min_level_dbfs: float) -> str | None:
     """The gates before Whisper: level and speech.
 
     Args:
         pcm: int16 [S] at 16 kHz.
-        speech: Share of the utterance that holds speech; None measures it.
+        speech: Share of the utterance that holds speech.
         min_level_dbfs: The loudest 300 ms must reach it; 0 dBFS is a full-scale square wave.
 
     Returns:
@@ -234,9 +242,8 @@ def why_not_heard(pcm: Pcm, speech: float | None, min_level_dbfs: float) -> str 
     level = level_dbfs(pcm)
     if level < min_level_dbfs:
         return f"too quiet (level {level:.0f} dBFS, at least {min_level_dbfs:.0f})"
-    share = speech_share(pcm) if speech is None else speech
-    if share < _MIN_SPEECH:
-        return f"too little speech (in {share:.2f} of the utterance, at least {_MIN_SPEECH})"
+    if speech < _MIN_SPEECH:
+        return f"too little speech (in {speech:.2f} of the utterance, at least {_MIN_SPEECH})"
     return None
 
 
@@ -260,8 +267,16 @@ def ends_sentence(text: str) -> bool:
     return bare.endswith((".", "?", "!", "\u3002", "\uff1f", "\uff01")) and not bare.endswith("..")
 
 
-def why_rejected(decoded: Decoded) -> str | None:
-    """The gates after Whisper: one line with the figure and its limit, or None for text that may be used."""
+def why_rejected(decoded: Decoded, speech: float = 0.0) -> str | None:
+    """The gates after Whisper.
+
+    Args:
+        decoded: What it wrote.
+        speech: Share of the utterance that holds speech; 0 asks for certain words.
+
+    Returns:
+        One line with the figure and its limit, or None for text that may be used.
+    """
     no_speech, sure = decoded.no_speech_prob, decoded.avg_logprob
     if not any(character.isalnum() for character in decoded.text):
         return f"no words were recognised (no-speech probability {no_speech:.2f})"
@@ -270,8 +285,9 @@ def why_rejected(decoded: Decoded) -> str | None:
             f"probably no speech (no-speech probability {no_speech:.2f}, at most {_no_speech_limit(decoded)}"
             f" at a mean log-probability of {sure:.2f})"
         )
-    if sure < _MIN_LOGPROB:
-        return f"too unsure (mean log-probability {sure:.2f}, at least {_MIN_LOGPROB})"
+    least = _MIN_LOGPROB_OF_SPEECH if speech >= _CERTAINLY_SPEECH else _MIN_LOGPROB
+    if sure < least:
+        return f"too unsure (mean log-probability {sure:.2f}, at least {least})"
     return _why_loop(decoded, _MAX_REPEATED_WORDS)
 
 
@@ -296,7 +312,7 @@ def _is_doubtful(decoded: Decoded) -> bool:
 
 
 def _needs_full_window(decoded: Decoded) -> bool:
-    """True for what loops or would be rejected."""
+    """True for what loops or is not certain."""
     return _why_loop(decoded, _SURE_REPEATED_WORDS) is not None or why_rejected(decoded) is not None
 
 

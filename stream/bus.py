@@ -57,13 +57,14 @@ class Rejected(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Transcript(Struct, frozen=True, forbid_unknown_fields=True):
-    """What was said in utterance `seq`; speaker, dialogue and `final` as in Emotion."""
+    """What was said in utterance `seq`; speaker, dialogue, `text_certain` and `final` as in Emotion."""
 
     seq: Count
     speaker: str
     speaker_certain: bool
     dialogue: Count
     text: str
+    text_certain: bool
     start_ns: Count
     end_ns: Count
     final: bool
@@ -108,6 +109,7 @@ class Emotion(Struct, frozen=True, forbid_unknown_fields=True):
         speaker: Who spoke; an id means the same person within one `dialogue` of the session only.
         speaker_certain: False where the speaker is only the nearest guess.
         dialogue: From 0; after a long silence or on the user's word the next one begins, without context.
+        text_certain: False where somebody spoke but the recognizer is unsure of the words.
         start, end: Wall clock of `start_ns`, `end_ns`, ISO 8601 UTC; for a replay as if it had been live.
         label: The likeliest class.
         probabilities: Every class; they sum to 1.
@@ -125,6 +127,7 @@ class Emotion(Struct, frozen=True, forbid_unknown_fields=True):
     speaker_certain: bool
     dialogue: Count
     text: str
+    text_certain: bool
     start_ns: Count
     end_ns: Count
     start: str

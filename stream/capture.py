@@ -196,7 +196,7 @@ class Ears:
 
     def take(self, draft: Draft, said: Transcription) -> None:
         """Learn what a draft says: with the adaptive hangover its words tell whether the utterance is over."""
-        if self.adaptive and said.rejected is None:
+        if self.adaptive and said.rejected is None and said.certain:
             hint = Hint(draft.span.voiced_end, ends_sentence(said.text))
             self._channels[draft.channel].segmenter.take(hint)
 
@@ -371,8 +371,9 @@ class Sender:
         self.report(bus.Fault(reason, utterance.seq))
 
     def interim(self, interim: Interim, transcribed: Transcribed) -> None:
-        """Send a guess; words that are not believed are none."""
-        if transcribed.said.rejected is None:
+        """Send a guess; words that are not believed or not certain are none."""
+        said = transcribed.said
+        if said.rejected is None and said.certain:
             whose = self.conversation.guess(interim.so_far)
             self.link.send(wire.Interim(**self._spoken(interim.so_far, transcribed, whose)))
 
@@ -390,6 +391,7 @@ class Sender:
             "speaker_certain": whose.speaker.certain,
             "dialogue": whose.dialogue,
             "text": transcribed.said.text,
+            "text_certain": transcribed.said.certain,
             "start_ns": utterance.start_ns,
             "end_ns": utterance.end_ns,
             "started_wall_ns": utterance.started_wall_ns,

@@ -160,6 +160,7 @@ class Recognizer:
             speaker_certain=spoken.speaker_certain,
             dialogue=spoken.dialogue,
             text=spoken.text,
+            text_certain=spoken.text_certain,
             start_ns=spoken.start_ns,
             end_ns=spoken.end_ns,
             start=iso_utc(spoken.started_wall_ns + spoken.start_ns),

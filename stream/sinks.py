@@ -79,7 +79,8 @@ def emotion_line(emotion: Emotion, width: int) -> str:
     latency = "      " if total is None else f"{total / 1000:5.2f}s"
     tail = f"  {emotion.label:<8} {bar} {emotion.confidence:4.0%} {latency}"
     room = max(width - len(head) - len(tail), _NARROWEST_TEXT)
-    text = emotion.text if emotion.final else f"... {emotion.text}"
+    text = emotion.text if emotion.text_certain else f"(?) {emotion.text}"
+    text = text if emotion.final else f"... {text}"
     text = text if len(text) <= room else text[: room - 1] + "…"
     return f"{head}{text:<{room}}{tail}"
 

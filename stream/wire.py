@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from stream.bus import EVENT_TYPES, UNREADABLE, Count, EventData, Status, read_payload, unreadable
 from telme.errors import WireError
 
-PROTOCOL = 3
+PROTOCOL = 4
 
 SessionId = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+\Z")]
 Frame: TypeAlias = bytes | bytearray | memoryview
@@ -65,6 +65,7 @@ class Spoken(Header, frozen=True):
         speaker_certain: False where the speaker is only the nearest guess.
         dialogue: Number of the dialogue in its session, from 0; the next one begins without context.
         text: What was said.
+        text_certain: False where the recognizer is unsure of the words.
         start_ns, end_ns: Session time of the speech, pre-roll and tail left out.
         started_wall_ns: As in Hello, by the wall clock as it stood at the utterance.
         clock_id: Names the machine whose monotonic clock the following four are of.
@@ -80,6 +81,7 @@ class Spoken(Header, frozen=True):
     speaker_certain: bool
     dialogue: Count
     text: Annotated[str, Meta(min_length=1, max_length=10_000)]
+    text_certain: bool
     start_ns: Count
     end_ns: Count
     started_wall_ns: Count

@@ -297,6 +297,7 @@ def _transcript(spoken: Spoken, final: bool) -> Transcript:
         speaker_certain=spoken.speaker_certain,
         dialogue=spoken.dialogue,
         text=spoken.text,
+        text_certain=spoken.text_certain,
         start_ns=spoken.start_ns,
         end_ns=spoken.end_ns,
         final=final,

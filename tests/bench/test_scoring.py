@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,6 +52,13 @@ def test_an_utterance_where_nobody_speaks_is_invented_unless_it_is_rejected() ->
     found = score([HELLO], [heard(1 * S, 2 * S, "hello how are you"), noise])
     assert (found.invented, found.word_errors, found.words) == (1, 2, 4)
     assert score([], [heard(5 * S, 6 * S, rejected="no speech")]).invented == 0
+
+
+def test_what_is_marked_as_unsure_is_counted_and_is_no_miss() -> None:
+    doubtful = replace(heard(1 * S, 2 * S, "yellow"), certain=False)
+    found = score([HELLO, FINE], [doubtful, heard(3 * S, 4 * S, "I'm fine!")])
+    assert (found.utterances, found.unsure, found.missed, found.word_errors) == (2, 1, 0, 4)
+    assert score([HELLO], [replace(doubtful, rejected="no speech")]).unsure == 0
 
 
 def test_a_turn_in_two_utterances_is_cut_and_its_outer_ends_count() -> None:

@@ -177,6 +177,7 @@ def test_a_draft_is_the_utterance_that_follows_unless_speech_goes_on() -> None:
         (True, Transcription("It is over.", None), 420),
         (True, Transcription("It goes", None), 800),
         (True, Transcription("Thank you.", "too little speech"), 500),
+        (True, Transcription("It is over.", None, certain=False), 500),
         (False, Transcription("It is over.", None), 500),
     ],
 )
@@ -378,6 +379,18 @@ def test_an_utterance_says_when_its_session_began_by_the_wall_clock_of_now(spoke
         sender_to(link, hurries).utterance(utterance, said("hello"))
     first, second = (message.started_wall_ns for message in link.messages if isinstance(message, wire.Utterance))
     assert second - first == 8 * 3600 * 10**9
+
+
+@pytest.mark.parametrize("certain", [True, False])
+def test_unsure_words_are_sent_and_marked_but_make_no_guess(spoken: Utterance, certain: bool) -> None:
+    link = FakeLink()
+    transcribed = Transcribed(Transcription("hello", None, certain=certain), 7)
+    sender = sender_to(link, threading.Event())
+    sender.interim(Interim(spoken), transcribed)
+    sender.utterance(spoken, transcribed)
+    said = [(type(one), one.text, one.text_certain) for one in link.messages if isinstance(one, wire.Spoken)]
+    guess = [(wire.Interim, "hello", True)] if certain else []
+    assert said == [*guess, (wire.Utterance, "hello", certain)]
 
 
 def test_what_is_lost_is_a_fault_that_names_its_utterance(spoken: Utterance) -> None:

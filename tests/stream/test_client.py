@@ -77,7 +77,7 @@ def test_heartbeats_repeat_their_number_and_hide_no_event(address: str) -> None:
 
 def test_interim_guesses_repeat_a_number_and_hide_no_event(address: str) -> None:
     """They are of now; an event that was kept for a while is older and yet to come."""
-    late = event(2, Transcript(0, "ann", True, 0, "hello", 0, 1, False), wall_ns=10**15)
+    late = event(2, Transcript(0, "ann", True, 0, "hello", True, 0, 1, False), wall_ns=10**15)
     with publisher(address, [fault(1), late, late, fault(2), fault(2)]), closing(subscribe(address)) as found:
         assert [event.type for event in islice(found, 4)] == ["fault", "transcript", "transcript", "fault"]
 
@@ -90,9 +90,9 @@ def test_a_worker_that_counts_anew_is_heard(address: str) -> None:
 
 
 def test_only_the_types_asked_for_come(address: str) -> None:
-    said = event(2, Transcript(0, "ann", True, 0, "hello", 0, 1, True))
+    said = event(2, Transcript(0, "ann", True, 0, "hello", True, 0, 1, True))
     with publisher(address, [fault(1), said, fault(3)]), closing(subscribe(address, ["transcript"])) as found:
-        assert next(found).payload() == Transcript(0, "ann", True, 0, "hello", 0, 1, True)
+        assert next(found).payload() == Transcript(0, "ann", True, 0, "hello", True, 0, 1, True)
 
 
 def test_what_is_no_event_is_an_error(address: str) -> None:

@@ -32,6 +32,10 @@ def written(name: SinkName, *events: bus.EventData) -> str:
     ("emotion", "line"),
     [
         (EMOTION, "00:01.2  speaker1  Ça va, Joey?                  joy      ████████░░  75%  0.83s"),
+        (
+            msgspec.structs.replace(EMOTION, text_certain=False),
+            "00:01.2  speaker1  (?) Ça va, Joey?              joy      ████████░░  75%  0.83s",
+        ),
         (NO_TOTAL, "00:01.2  speaker1  Ça va, Joey?                  joy      ████████░░  75%       "),
     ],
 )

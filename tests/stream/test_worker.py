@@ -306,7 +306,7 @@ def test_at_its_end_it_keeps_what_was_compiled_and_leaves_nothing_to_say_again(
 
 def test_a_new_dialogue_begins_without_context_and_says_its_number(bench: Bench) -> None:
     bench.send(utterance(0, "hello"), ABSENT)
-    bench.send(utterance(1, "yes", speaker="ben", dialogue=1, speaker_certain=False), ABSENT)
+    bench.send(utterance(1, "yes", speaker="ben", dialogue=1, speaker_certain=False, text_certain=False), ABSENT)
     bench.send(utterance(2, "no", dialogue=1), ABSENT)
     assert bench.predictor.prompts == [
         "<s1> hello [SEP] now <s1> feels [MASK]",
@@ -314,8 +314,11 @@ def test_a_new_dialogue_begins_without_context_and_says_its_number(bench: Bench)
         "<s1> yes <s2> no [SEP] now <s2> feels [MASK]",
     ]
     found = [event.payload() for event in bench.events(6)]
-    said = [(data.dialogue, data.speaker_certain) for data in found if isinstance(data, bus.Transcript | bus.Emotion)]
-    assert said == [(0, True)] * 2 + [(1, False)] * 2 + [(1, True)] * 2
+    said = [data for data in found if isinstance(data, bus.Transcript | bus.Emotion)]
+    assert [(data.dialogue, data.speaker_certain) for data in said] == [(0, True)] * 2 + [(1, False)] * 2 + [
+        (1, True)
+    ] * 2
+    assert [data.text_certain for data in said] == [True] * 2 + [False] * 2 + [True] * 2
 
 
 def test_a_worker_started_again_remembers_the_last_dialogue_alone(tmp_path: Path) -> None:

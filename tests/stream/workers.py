@@ -168,6 +168,7 @@ def utterance(seq: int, text: str, **changes: object) -> wire.Utterance:
         speaker_certain=True,
         dialogue=0,
         text=text,
+        text_certain=True,
         start_ns=1_000_000_000,
         end_ns=2_500_000_000,
         started_wall_ns=1_700_000_000_000_000_000,
