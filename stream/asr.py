@@ -54,7 +54,7 @@ _MAX_REPEATED_WORDS = 12
 _MIN_LOGPROB = -1.0
 # Second deviation. Where Silero is sure of so much of the utterance somebody does speak, and the figure says no more
 # than that the words may be wrong: then they are marked, not thrown away with the voice and the face (bench/LOG.md).
-_CERTAINLY_SPEECH = 0.4
+_CERTAINLY_SPEECH = 0.3
 _MIN_LOGPROB_OF_SPEECH = -2.0
 _MAX_NO_SPEECH = 0.9
 _MAX_NO_SPEECH_UNSURE = 0.6
