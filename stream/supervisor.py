@@ -152,15 +152,23 @@ class Interrupts:
     """Counts SIGINT, SIGTERM and SIGHUP, and SIGUSR1 apart, and wakes a waiter; the handlers do nothing else."""
 
     def __init__(self) -> None:
-        self.count = 0
         self.dialogues = 0
+        self._signals = 0
+        self._requested = False
         self.receiver, self._sender = socket.socketpair()
         self.receiver.setblocking(False)
         self._sender.setblocking(False)
 
+    @property
+    def count(self) -> int:
+        """Signals to stop. A request is as the first of them, and never the second: what reads standard output often
+        ends by the very Ctrl-C that this process gets too.
+        """
+        return max(self._signals, int(self._requested))
+
     def request(self) -> None:
-        """As if a signal had come."""
-        self.count += 1
+        """Ask for a stop from within."""
+        self._requested = True
         self._wake()
 
     def _wake(self) -> None:
@@ -168,7 +176,8 @@ class Interrupts:
             self._sender.send(b"!")
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
-        self.request()
+        self._signals += 1
+        self._wake()
 
     def _handle_dialogue(self, _number: int, _frame: FrameType | None) -> None:
         self.dialogues += 1

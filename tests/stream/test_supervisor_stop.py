@@ -171,13 +171,26 @@ def test_what_nohup_made_deaf_stays_deaf() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_any_number_of_requests_is_taken_even_after_the_end() -> None:
+def test_any_number_of_signals_and_requests_is_taken_even_after_the_end() -> None:
     interrupts = Interrupts()
     with interrupts.installed():
-        for _ in range(10_000):
+        for _ in range(1_000):  # more than wake-ups have room
+            os.kill(os.getpid(), signal.SIGUSR1)
             interrupts.request()
     interrupts.request()
-    assert interrupts.count == 10_001
+    assert interrupts.count == 1
+
+
+@pytest.mark.parametrize("first", ["request", "signal"])
+def test_a_request_to_stop_is_never_the_second_signal(interrupts: Interrupts, first: str) -> None:
+    """The program that standard output goes to ends by the same Ctrl-C, as in `telme-stream | tee`."""
+    if first == "request":
+        interrupts.request()
+    os.kill(os.getpid(), signal.SIGINT)
+    interrupts.request()
+    assert interrupts.count == 1
+    os.kill(os.getpid(), signal.SIGINT)
+    assert interrupts.count == 2
 
 
 _FIRST_CHILD = """
