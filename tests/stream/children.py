@@ -74,6 +74,11 @@ def brief(line: Connection) -> None:
     control.wait_go()
 
 
+def brief_worker(_config: Config, _folder: Path, _debug: bool, line: Connection) -> None:
+    """In the place of the worker's main; ends by itself once told to go."""
+    brief(line)
+
+
 def failing(line: Connection) -> None:
     """Says why it ends, once told to go."""
     control = Control(line)
