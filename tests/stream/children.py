@@ -137,6 +137,39 @@ def over(line: Connection) -> None:
     Event().wait()
 
 
+def failing_for_ever(line: Connection) -> None:
+    """Says why it ends before it is ready, and does not end."""
+    Control(line).failed(FAILURE)
+    Event().wait()
+
+
+def ready_and_failing_for_ever(line: Connection) -> None:
+    """Says why it ends once told to go, and does not end."""
+    control = Control(line)
+    control.ready({})
+    control.wait_go()
+    control.failed(FAILURE)
+    Event().wait()
+
+
+def done_for_ever(line: Connection) -> None:
+    """Says that it is done once told to go, and does not end."""
+    control = Control(line)
+    control.ready({})
+    control.wait_go()
+    control.done()
+    Event().wait()
+
+
+def done_and_dying(line: Connection) -> None:
+    """Says that it is done once told to go or to stop, and is killed, as by a library that ends badly."""
+    control = Control(line)
+    control.ready({})
+    control.wait_go()
+    control.done()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def masked(line: Connection) -> None:
     """Says whether SIGINT and SIGTERM were blocked from its first instruction on."""
     blocked = {signal.SIGINT, signal.SIGTERM} <= set(signal.pthread_sigmask(signal.SIG_BLOCK, []))
