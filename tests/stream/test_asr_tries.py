@@ -13,6 +13,7 @@ from stream.asr import Transcriber
 from stream.config import AsrConfig
 from stream.items import SAMPLE_RATE_HZ, Pcm
 from stream.whisper import WINDOW_MS, Decoded, Samples
+from telme.errors import TranscriptionError
 
 CONFIG = AsrConfig(window_margin_ms=2000, beam_size=1)
 SURE = Decoded("I am so happy.", -0.2, 0.05, 0.9, 0, False, 4000)
@@ -38,11 +39,11 @@ class PlayedWhisper:
         return self._answers.pop(0)
 
 
-def transcriber(monkeypatch: pytest.MonkeyPatch, whisper: PlayedWhisper) -> Transcriber:
+def transcriber(monkeypatch: pytest.MonkeyPatch, whisper: PlayedWhisper, config: AsrConfig = CONFIG) -> Transcriber:
     monkeypatch.setattr(asr, "_locate", lambda model: model)
     monkeypatch.setattr(asr, "_choose", lambda folder, config: ("cpu", whisper))
     monkeypatch.setattr(asr, "speech_share", lambda pcm: 1.0)
-    return Transcriber(CONFIG)
+    return Transcriber(config)
 
 
 def loud(seconds: int) -> Pcm:
@@ -54,6 +55,7 @@ def loud(seconds: int) -> Pcm:
     [
         ([SURE], [FIRST], SURE),
         ([replace(SURE, avg_logprob=-0.6)], [FIRST], replace(SURE, avg_logprob=-0.6)),
+        ([replace(SURE, repeated=3)], [FIRST], SURE),  # people do say three words twice
         ([UNSURE, SURE], [FIRST, WIDE], SURE),
         ([UNSURE, replace(SURE, avg_logprob=-0.9)], [FIRST, WIDE], UNSURE),
         ([LOOPING, UNSURE], [FIRST, WIDE], UNSURE),  # words that loop are worth less than any others
@@ -76,6 +78,42 @@ def test_whisper_is_asked_again_where_another_try_can_settle_a_doubt(
     if believed is not None:
         assert (said.text, said.avg_logprob) == (believed.text, believed.avg_logprob)
     assert (made.calls, made.fallbacks, said.fell_back) == (1, len(tries) > 1, len(tries) > 1)
+
+
+def test_no_later_try_is_smaller_than_the_configured_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    whisper = PlayedWhisper(REJECTED, REJECTED, SURE)
+    config = AsrConfig(window_margin_ms=12_000, beam_size=7)
+    assert transcriber(monkeypatch, whisper, config).transcribe(loud(2)).text == SURE.text
+    assert whisper.tries == [(12_000, 7), (12_000, 7), (WINDOW_MS, 7)]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ValueError])
+def test_a_whisper_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+    def fail(*_: object) -> Decoded:
+        raise error("out of memory")
+
+    whisper = PlayedWhisper()
+    monkeypatch.setattr(whisper, "decode", fail)
+    with pytest.raises(TranscriptionError, match=r"Whisper failed: out of memory; .* run telme-stream doctor"):
+        transcriber(monkeypatch, whisper).transcribe(loud(2))
+
+
+def test_what_reaches_the_limits_before_whisper_passes_them() -> None:
+    pcm = loud(1)
+    assert asr.why_not_heard(pcm, 0.1, asr.level_dbfs(pcm)) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"no_speech_prob": 0.9, "avg_logprob": -0.6},
+        {"no_speech_prob": 0.6, "avg_logprob": -0.61},
+        {"avg_logprob": -1.0},
+        {"compression_ratio": 2.4},
+    ],
+)
+def test_what_is_at_the_limits_after_whisper_passes_them(changes: dict[str, float]) -> None:
+    assert asr.why_rejected(replace(SURE, **changes)) is None  # type: ignore[arg-type]
 
 
 def test_a_guess_is_one_try(monkeypatch: pytest.MonkeyPatch) -> None:
