@@ -46,50 +46,51 @@ def run_all(config: Config, session: Session, sink: Sink, debug: bool) -> int:
     Raises:
         TelmeStreamError: What ended the run.
     """
-    with run_folder(config) as folder:
+    interrupts = Interrupts()
+    with interrupts.installed(), run_folder(config) as folder:  # so that no signal keeps the folder from its removal
         config = _with_private_link(config, folder)
-        interrupts = Interrupts()
         supervisor = Supervisor(interrupts)
         worker = Child(
             "worker", worker_main, (config, folder, debug), restarts=True, stop_deadline_s=WORKER_STOP_DEADLINE_S
         )
-        with interrupts.installed():
-            try:
-                facts = supervisor.start(worker)
-                if facts is None:
-                    return INTERRUPTED
-                config = _with_addresses(config, facts)
-                worker.again = lambda _: (config, folder, debug)
-                capture = capture_child(config, session, folder, debug)
-                with SinkThread(facts["events"], sink, interrupts) as sinking:
-                    try:
-                        supervisor.start(capture)
-                        supervisor.wait_until(sinking.subscribed.is_set, _SUBSCRIBED_DEADLINE_S)
-                        capture.tell("go")
-                        supervisor.watch(capture)
-                    finally:
-                        supervisor.stop()
-            finally:
-                supervisor.stop()
-            if sinking.failure is not None:
-                raise sinking.failure
-            return _exit_code(supervisor)
+        try:
+            facts = supervisor.start(worker)
+            if facts is None:
+                return INTERRUPTED
+            config = _with_addresses(config, facts)
+            worker.again = lambda _: (config, folder, debug)
+            capture = capture_child(config, session, folder, debug)
+            with SinkThread(facts["events"], sink, interrupts) as sinking:
+                try:
+                    supervisor.start(capture)
+                    supervisor.wait_until(sinking.subscribed.is_set, _SUBSCRIBED_DEADLINE_S)
+                    capture.tell("go")
+                    supervisor.watch(capture)
+                finally:
+                    supervisor.stop()
+        finally:
+            supervisor.stop()
+        if sinking.failure is not None:
+            raise sinking.failure
+        return _exit_code(supervisor)
 
 
 def run_worker(config: Config, debug: bool) -> int:
     """The worker alone, for capture processes elsewhere; until a signal."""
-    with run_folder(config) as folder:
+    interrupts = Interrupts()
+    with interrupts.installed(), run_folder(config) as folder:
         config = _with_private_link(config, folder)
         worker = Child(
             "worker", worker_main, (config, folder, debug), restarts=True, stop_deadline_s=WORKER_STOP_DEADLINE_S
         )
-        return _run_alone(worker)
+        return _run_alone(worker, interrupts)
 
 
 def run_capture(config: Config, session: Session, debug: bool) -> int:
     """The capture process alone, for a worker elsewhere."""
-    with run_folder(config) as folder:
-        return _run_alone(capture_child(config, session, folder, debug))
+    interrupts = Interrupts()
+    with interrupts.installed(), run_folder(config) as folder:
+        return _run_alone(capture_child(config, session, folder, debug), interrupts)
 
 
 def capture_child(config: Config, session: Session, folder: Path, debug: bool) -> Child:
@@ -109,19 +110,17 @@ def capture_child(config: Config, session: Session, folder: Path, debug: bool) -
     )
 
 
-def _run_alone(child: Child) -> int:
-    interrupts = Interrupts()
+def _run_alone(child: Child, interrupts: Interrupts) -> int:
     supervisor = Supervisor(interrupts)
-    with interrupts.installed():
-        try:
-            facts = supervisor.start(child)
-            if facts is not None:
-                _log.info("%s ready: %s", child.name, ", ".join(f"{key} {value}" for key, value in facts.items()))
-            child.tell("go")
-            supervisor.watch(child)
-        finally:
-            supervisor.stop()
-        return _exit_code(supervisor)
+    try:
+        facts = supervisor.start(child)
+        if facts is not None:
+            _log.info("%s ready: %s", child.name, ", ".join(f"{key} {value}" for key, value in facts.items()))
+        child.tell("go")
+        supervisor.watch(child)
+    finally:
+        supervisor.stop()
+    return _exit_code(supervisor)
 
 
 def _exit_code(supervisor: Supervisor) -> int:

@@ -218,7 +218,7 @@ def _cpu_threads() -> int:
 
 def _join(parts: Sequence[Decoded]) -> Decoded:
     return Decoded(
-        text=" ".join(part.text for part in parts),
+        text=" ".join(part.text for part in parts if part.text),
         avg_logprob=min(part.avg_logprob for part in parts),
         no_speech_prob=max(part.no_speech_prob for part in parts),
         compression_ratio=max(part.compression_ratio for part in parts),

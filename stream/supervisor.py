@@ -40,6 +40,7 @@ READY_DEADLINE_S = 120.0
 # The capture process drains its recognizer and waits for the worker's answers within this.
 CAPTURE_STOP_DEADLINE_S = 55.0
 WORKER_STOP_DEADLINE_S = 10.0
+END_DEADLINE_S = 10.0  # of one that has failed or done all, which may hang as a library ends
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SUPERVISORS = {*_STOPS, signal.SIGUSR1}  # what no other process of the group may act on
@@ -95,19 +96,27 @@ class Child:
     budget: RestartBudget = field(default_factory=RestartBudget)
 
     def start(self) -> None:
-        """Spawn the process."""
-        self.line, far = _spawn.Pipe()
+        """Spawn the process.
+
+        Raises:
+            ProcessError: The system gives no process, or no files for it.
+        """
         self.ready = self.failure = None
         self.done = False
-        self.process = _spawn.Process(target=self.target, args=(*self.arguments, far), name=self.name)
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SUPERVISORS)
         try:
-            resource_tracker.ensure_running()  # the first spawn would start it, which lifts some of the block
-            signal.pthread_sigmask(signal.SIG_BLOCK, _SUPERVISORS)
-            self.process.start()
+            self.line, far = _spawn.Pipe()
+            with far:
+                process = _spawn.Process(target=self.target, args=(*self.arguments, far), name=self.name)
+                resource_tracker.ensure_running()  # the first spawn would start it, which lifts some of the block
+                signal.pthread_sigmask(signal.SIG_BLOCK, _SUPERVISORS)
+                process.start()
+        except OSError as error:
+            seen = f"{self.name} cannot be started: {error}"
+            raise ProcessError(seen, "room for a process and its files", "see ulimit -u and -n") from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        far.close()
+        self.process = process
 
     def tell(self, word: Literal["go", "dialogue", "stop"]) -> None:
         """Say a word; a child that is gone does not hear it."""
@@ -135,12 +144,27 @@ class Child:
         except (EOFError, OSError):
             self.line = None
 
+    def end(self) -> None:
+        """Wait for the end of one that has nothing left to do, or end it."""
+        if self.process is not None:
+            self.process.join(END_DEADLINE_S)
+            self.kill()
+
     def kill(self) -> None:
         """End it now."""
-        if self.process is None:
-            return
-        self.process.kill()
-        self.process.join()
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
+
+    @property
+    def has_said_all(self) -> bool:
+        """True once only its end is left, which can hang in a library."""
+        return self.done or self.failure is not None
+
+    @property
+    def has_done_its_work(self) -> bool:
+        """True of one that has ended well, or in whatever way once it had said that it was done."""
+        return self.failure is None and (self.done or (self.process is not None and self.process.exitcode == 0))
 
     @property
     def alive(self) -> bool:
@@ -152,15 +176,23 @@ class Interrupts:
     """Counts SIGINT, SIGTERM and SIGHUP, and SIGUSR1 apart, and wakes a waiter; the handlers do nothing else."""
 
     def __init__(self) -> None:
-        self.count = 0
         self.dialogues = 0
+        self._signals = 0
+        self._requested = False
         self.receiver, self._sender = socket.socketpair()
         self.receiver.setblocking(False)
         self._sender.setblocking(False)
 
+    @property
+    def count(self) -> int:
+        """Signals to stop. A request is as the first of them, and never the second: what reads standard output often
+        ends by the very Ctrl-C that this process gets too.
+        """
+        return max(self._signals, int(self._requested))
+
     def request(self) -> None:
-        """As if a signal had come."""
-        self.count += 1
+        """Ask for a stop from within."""
+        self._requested = True
         self._wake()
 
     def _wake(self) -> None:
@@ -168,7 +200,8 @@ class Interrupts:
             self._sender.send(b"!")
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
-        self.request()
+        self._signals += 1
+        self._wake()
 
     def _handle_dialogue(self, _number: int, _frame: FrameType | None) -> None:
         self.dialogues += 1
@@ -245,10 +278,11 @@ class Supervisor:
                 last.tell("dialogue")
             is_over, has_ended = not last.alive, False
             for child in self.children:
-                if child.alive:
+                if child.alive and not child.has_said_all:
                     continue
+                child.end()
                 child.listen()  # after its end, so that its last word is heard
-                if child is last and child.failure is None and child.process and child.process.exitcode == 0:
+                if child is last and child.has_done_its_work:
                     has_ended = is_over
                     continue
                 self._revive(child)
@@ -295,15 +329,14 @@ class Supervisor:
 
     def _check_end(self, child: Child) -> None:
         """Raise where it is still alive with something to lose, or has failed."""
-        if child.alive and child.done:
+        child.listen()
+        if child.has_done_its_work:
             child.kill()
-            return
-        if child.alive:
+        elif child.failure is not None or not child.alive:
+            raise _failed(child)
+        else:
             seen = f"{child.name} missed its stop deadline of {child.stop_deadline_s:.0f} s and is killed"
             raise ProcessError(seen, "an end in time", "run again with --debug")
-        child.listen()
-        if child.failure is not None or (child.process is not None and child.process.exitcode):
-            raise _failed(child)
 
     def _revive(self, child: Child) -> None:
         if child.failure is not None or not child.restarts:
@@ -327,12 +360,14 @@ class Supervisor:
             ProcessError: It does neither in time.
         """
         deadline_s = time.monotonic() + READY_DEADLINE_S
-        while child.ready is None and child.alive and self._interrupts.count < self._patience:
+        while child.ready is None and child.failure is None and child.alive and self._interrupts.count < self._patience:
             if child.preparing:
                 child.preparing, deadline_s = False, time.monotonic() + READY_DEADLINE_S
             if time.monotonic() > deadline_s:
                 raise ProcessError(f"{child.name} was not ready in {READY_DEADLINE_S:.0f} s", "a start", "see the log")
             self._wait(deadline_s - time.monotonic(), [child])
+        if child.failure is not None:
+            child.end()
         child.listen()  # what it said before it ended
 
     def _wait(self, timeout_s: float, children: list[Child]) -> None:

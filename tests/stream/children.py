@@ -74,6 +74,11 @@ def brief(line: Connection) -> None:
     control.wait_go()
 
 
+def brief_worker(_config: Config, _folder: Path, _debug: bool, line: Connection) -> None:
+    """In the place of the worker's main; ends by itself once told to go."""
+    brief(line)
+
+
 def failing(line: Connection) -> None:
     """Says why it ends, once told to go."""
     control = Control(line)
@@ -130,6 +135,39 @@ def over(line: Connection) -> None:
     setattr(stream, "worker", SimpleNamespace(run=lambda *given: given[-1].ready({"state": "ready"})))  # noqa: B010
     worker_main(Config(), Path(), False, line)
     Event().wait()
+
+
+def failing_for_ever(line: Connection) -> None:
+    """Says why it ends before it is ready, and does not end."""
+    Control(line).failed(FAILURE)
+    Event().wait()
+
+
+def ready_and_failing_for_ever(line: Connection) -> None:
+    """Says why it ends once told to go, and does not end."""
+    control = Control(line)
+    control.ready({})
+    control.wait_go()
+    control.failed(FAILURE)
+    Event().wait()
+
+
+def done_for_ever(line: Connection) -> None:
+    """Says that it is done once told to go, and does not end."""
+    control = Control(line)
+    control.ready({})
+    control.wait_go()
+    control.done()
+    Event().wait()
+
+
+def done_and_dying(line: Connection) -> None:
+    """Says that it is done once told to go or to stop, and is killed, as by a library that ends badly."""
+    control = Control(line)
+    control.ready({})
+    control.wait_go()
+    control.done()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def masked(line: Connection) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
+import signal
 import stat
 import threading
 from collections.abc import Iterator
@@ -20,6 +23,7 @@ from stream.items import Chosen, Session
 from stream.supervisor import Interrupts
 from telme.errors import JournalError, OutputError
 from tests.live import eventually
+from tests.stream import children
 
 
 def test_a_private_folder_is_gone_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +103,26 @@ def test_a_private_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "file"))
     with pytest.raises(JournalError, match=r"no private folder .* give --journal FOLDER"), run_folder(Config()):
         pass
+
+
+def test_a_signal_while_the_private_folder_is_removed_keeps_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is tired of waiting presses Ctrl-C again and again; what was said would stay on the disk."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(app, "worker_main", children.brief_worker)
+    remove = shutil.rmtree
+
+    def remove_interrupted(folder: Path) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        remove(folder)
+
+    monkeypatch.setattr(shutil, "rmtree", remove_interrupted)
+    try:
+        app.run_worker(Config(), debug=False)
+    except KeyboardInterrupt:
+        pytest.fail(f"it left {list(tmp_path.iterdir())}")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_a_capture_process_that_is_started_again_waits_for_its_devices(tmp_path: Path) -> None:
@@ -187,6 +211,22 @@ def test_output_that_stands_still_ends_with_an_error_once_somebody_asked_to_stop
         assert "standard output takes no more; what is left waits for it, until Ctrl-C" in caplog.text
     assert isinstance(thread.failure, OutputError)
     never.set()
+
+
+def test_output_that_nobody_reads_asks_for_no_more_than_the_signal_did(
+    interrupts: Interrupts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second signal would kill what is still being transcribed; `telme-stream | tee` gets its Ctrl-C together."""
+    monkeypatch.setattr(app, "drop_output", lambda: None)
+    os.kill(os.getpid(), signal.SIGINT)
+
+    def sink(event: Event, json: bytes) -> None:
+        raise OSError(errno.EIO, "Input/output error")  # of a terminal that was closed
+
+    thread = SinkThread("fake", sink, interrupts)
+    with thread:
+        eventually(lambda: thread.failure is not None, "the sink fails")
+    assert interrupts.count == 1
 
 
 def test_a_sink_that_fails_ends_the_run(interrupts: Interrupts) -> None:

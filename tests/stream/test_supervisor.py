@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+from collections.abc import Callable
 from itertools import accumulate
+from multiprocessing.context import SpawnProcess
 from types import SimpleNamespace
 
 import pytest
@@ -232,6 +235,50 @@ def test_the_last_word_of_a_child_that_has_ended_is_heard(supervisor: Supervisor
     with pytest.raises(ProcessError, match="no microphone"):
         supervisor.watch(one)
     assert pid_of(one) == first
+
+
+@pytest.mark.parametrize("target", [children.failing_for_ever, children.ready_and_failing_for_ever])
+def test_a_child_that_fails_and_does_not_end_is_not_waited_for(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, target: Callable[..., None]
+) -> None:
+    """Its libraries may hang when they are ended."""
+    monkeypatch.setattr(supervisor_module, "END_DEADLINE_S", 0.1)
+    one = child(target, restarts=True)
+
+    def run() -> None:
+        supervisor.start(one)
+        one.tell("go")
+        supervisor.watch(one)
+
+    with pytest.raises(ProcessError, match="no microphone"):
+        run()
+    assert exit_code(one) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("target", [children.done_for_ever, children.done_and_dying])
+def test_a_child_that_is_done_may_end_badly_or_not_at_all(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, target: Callable[..., None]
+) -> None:
+    monkeypatch.setattr(supervisor_module, "END_DEADLINE_S", 0.1)
+    other, last = child(children.obedient), child(target)
+    supervisor.start(other)
+    supervisor.start(last)
+    last.tell("go")
+    supervisor.watch(last)
+    assert exit_code(last) == -signal.SIGKILL
+    assert other.alive
+
+
+def test_a_child_that_the_system_has_no_room_for_is_named(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(SpawnProcess, "_Popen", no_room)
+    with pytest.raises(ProcessError, match=r"obedient cannot be started: .*Too many open files.*ulimit"):
+        supervisor.start(child(children.obedient))
+    supervisor.stop()
 
 
 def test_a_child_that_may_not_be_started_again_is_named(supervisor: Supervisor) -> None:

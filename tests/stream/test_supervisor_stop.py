@@ -51,7 +51,29 @@ def test_a_child_with_nothing_left_to_lose_may_miss_its_stop_deadline(
     assert not one.done  # the next in its place has all to do
 
 
-def test_a_failure_while_stopping_is_said_and_decides_the_exit_code(
+def test_a_child_with_nothing_left_to_lose_may_end_badly(
+    supervisor: Supervisor, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = child(children.done_and_dying)
+    supervisor.start(one)
+    supervisor.stop()
+    assert exit_code(one) == -signal.SIGKILL
+    assert (caplog.text, supervisor.exit_code) == ("", 0)
+
+
+def test_a_failure_while_stopping_is_said_though_its_end_hangs(
+    supervisor: Supervisor, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = child(children.ready_and_failing_for_ever, stop_deadline_s=0.1)
+    supervisor.start(one)
+    one.tell("go")
+    eventually(lambda: one.line is not None and one.line.poll(), "it fails")
+    supervisor.stop()
+    assert "no microphone; expected one; plug one in; what ready_and_failing_for_ever still had is lost" in caplog.text
+    assert (supervisor.exit_code, exit_code(one)) == (2, -signal.SIGKILL)
+
+
+def test_a_failure_while_stopping_is_said_and_and_decides_the_exit_code(
     supervisor: Supervisor, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = child(children.obedient), child(children.failing_at_stop)
@@ -171,13 +193,26 @@ def test_what_nohup_made_deaf_stays_deaf() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_any_number_of_requests_is_taken_even_after_the_end() -> None:
+def test_any_number_of_signals_and_requests_is_taken_even_after_the_end() -> None:
     interrupts = Interrupts()
     with interrupts.installed():
-        for _ in range(10_000):
+        for _ in range(1_000):  # more than wake-ups have room
+            os.kill(os.getpid(), signal.SIGUSR1)
             interrupts.request()
     interrupts.request()
-    assert interrupts.count == 10_001
+    assert interrupts.count == 1
+
+
+@pytest.mark.parametrize("first", ["request", "signal"])
+def test_a_request_to_stop_is_never_the_second_signal(interrupts: Interrupts, first: str) -> None:
+    """The program that standard output goes to ends by the same Ctrl-C, as in `telme-stream | tee`."""
+    if first == "request":
+        interrupts.request()
+    os.kill(os.getpid(), signal.SIGINT)
+    interrupts.request()
+    assert interrupts.count == 1
+    os.kill(os.getpid(), signal.SIGINT)
+    assert interrupts.count == 2
 
 
 _FIRST_CHILD = """
