@@ -39,10 +39,12 @@ class PlayedWhisper:
         return self._answers.pop(0)
 
 
-def transcriber(monkeypatch: pytest.MonkeyPatch, whisper: PlayedWhisper, config: AsrConfig = CONFIG) -> Transcriber:
+def transcriber(
+    monkeypatch: pytest.MonkeyPatch, whisper: PlayedWhisper, config: AsrConfig = CONFIG, speech: float = 0.29
+) -> Transcriber:
     monkeypatch.setattr(asr, "_locate", lambda model: model)
     monkeypatch.setattr(asr, "_choose", lambda folder, config: ("cpu", whisper))
-    monkeypatch.setattr(asr, "speech_share", lambda pcm: 1.0)
+    monkeypatch.setattr(asr, "speech_share", lambda pcm: speech)
     return Transcriber(config)
 
 
@@ -74,10 +76,17 @@ def test_whisper_is_asked_again_where_another_try_can_settle_a_doubt(
     made = transcriber(monkeypatch, whisper)
     said = made.transcribe(loud(2))
     assert whisper.tries == tries
-    assert (said.rejected is None) == (believed is not None)
+    assert (said.rejected is None) == (believed is not None) == said.certain
     if believed is not None:
         assert (said.text, said.avg_logprob) == (believed.text, believed.avg_logprob)
     assert (made.calls, made.fallbacks, said.fell_back) == (1, len(tries) > 1, len(tries) > 1)
+
+
+def test_unsure_words_of_certain_speech_get_every_try_and_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    whisper = PlayedWhisper(REJECTED, replace(REJECTED, avg_logprob=-1.1), LOOPING)
+    said = transcriber(monkeypatch, whisper, speech=0.3).transcribe(loud(2))
+    assert whisper.tries == [FIRST, WIDE, FULL]
+    assert (said.text, said.avg_logprob, said.rejected, said.certain) == ("Eye Sam.", -1.1, None, False)
 
 
 def test_no_later_try_is_smaller_than_the_configured_one(monkeypatch: pytest.MonkeyPatch) -> None:
