@@ -1,14 +1,21 @@
-"""What is on its way from capture to worker over one connection: a window onto the outbox. No socket in here."""
+"""What goes from capture to worker: given, held and on its way. No socket in here.
+
+Backlog       what was given to the link by any thread, and how much of it is not answered
+HeldReports   what is no utterance, while there is no worker
+Flight        what is on its way over one connection: a window onto the outbox
+"""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from threading import Condition
 
 from stream.journal import Outbox
-from stream.wire import Ack, Frame, decode
-from telme.errors import WireError
+from stream.wire import Ack, Frame, Message, Utterance, decode
+from telme.errors import LinkError, WireError
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +34,83 @@ def forget_unreadable(outbox: Outbox) -> None:
             except WireError as error:
                 _log.warning("utterance %d of session %s is lost: %s", kept.seq, kept.session, error)
                 outbox.answered(kept.session, kept.seq)
+
+
+class Backlog:
+    """What the link was given: messages that its thread has not taken yet, and utterances that are not answered.
+
+    All but `taken`, `settle` and `fail`, which are the link's thread's, are for any thread.
+    """
+
+    def __init__(self) -> None:
+        self._queue: deque[tuple[Message, list[Frame]]] = deque()
+        self._changed = Condition()
+        self._unanswered = 0
+        self._given_ns: deque[int] = deque()  # when those of this run that are not answered were given
+        self._failure: Exception | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is a message to take."""
+        return bool(self._queue)
+
+    @property
+    def unanswered(self) -> int:
+        """Utterances whose answer has not come.
+
+        Raises:
+            LinkError: The link has stopped; says why.
+        """
+        self.check()
+        return self._unanswered
+
+    def check(self) -> None:
+        """Raise what `unanswered` does."""
+        if self._failure is not None:
+            raise LinkError(f"the link stopped: {self._failure}", "a running link", "see the log") from self._failure
+
+    def lag_ms(self, now_ns: int) -> int:
+        """How long the oldest utterance of this run has waited for its answer; answers come in order."""
+        with self._changed:
+            return (now_ns - self._given_ns[0]) // 1_000_000 if self._given_ns else 0
+
+    def give(self, message: Message, frames: list[Frame]) -> None:
+        """Add a message, and count it if it wants an answer."""
+        with self._changed:
+            if isinstance(message, Utterance):
+                self._unanswered += 1
+                self._given_ns.append(time.monotonic_ns())
+            self._queue.append((message, frames))
+
+    def taken(self) -> Iterator[tuple[Message, list[Frame]]]:
+        """Take the messages, oldest first, until there are none."""
+        while self._queue:
+            yield self._queue.popleft()
+
+    def settle(self, outbox: Outbox) -> None:
+        """Count anew what is not answered: what is in the outbox, and what is on its way there."""
+        with self._changed:
+            self._unanswered = outbox.pending() + sum(isinstance(message, Utterance) for message, _ in self._queue)
+            while len(self._given_ns) > self._unanswered:
+                self._given_ns.popleft()
+            self._changed.notify_all()
+
+    def fail(self, error: Exception) -> None:
+        """Say that the link has stopped, to those who wait and to those who ask."""
+        with self._changed:
+            self._failure = error
+            self._changed.notify_all()
+
+    def wait_answered(self, patience_s: float) -> int:
+        """Wait until every utterance is answered, or no answer came for so long; returns how many are not answered.
+
+        Raises:
+            LinkError: The link has stopped; says why.
+        """
+        with self._changed:
+            while self._unanswered and self._failure is None and self._changed.wait(patience_s):
+                pass
+            return self.unanswered
 
 
 class HeldReports:

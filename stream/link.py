@@ -8,12 +8,10 @@ Subscriber    SUB, for whoever wants the events
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,8 +21,9 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from stream.bus import TOPIC_ROOT, Event, read_event, topic
-from stream.flight import Flight, HeldReports, forget_unreadable
+from stream.flight import Backlog, Flight, HeldReports, forget_unreadable
 from stream.journal import Outbox
+from stream.wakeup import Wakeup
 from stream.wire import Ack, Frame, Hello, Media, Message, Utterance, decode, encode, is_of_the_moment
 from telme.errors import LinkError, TelmeStreamError, WireError
 
@@ -101,17 +100,11 @@ class CaptureLink:
         self._hello = hello
         self._outbox_path = outbox
         self._max_message_bytes = max_message_bytes
-        self._queue: deque[tuple[Message, list[Frame]]] = deque()
+        self._backlog = Backlog()
         self._held = HeldReports(_MAX_REPORTS_HELD)
-        self._wake_receiver, self._wake_sender = socket.socketpair()
-        self._wake_receiver.setblocking(False)
-        self._wake_sender.setblocking(False)
+        self._wakeup = Wakeup()
         self._stop = threading.Event()
         self._over_s = 0.0  # once `_stop` is set: when held reports are given up
-        self._changed = threading.Condition()
-        self._unanswered = 0
-        self._given_ns: deque[int] = deque()  # when those of this run that are not answered were sent
-        self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._main, name="link", daemon=True)
 
     def __enter__(self) -> Self:
@@ -123,10 +116,9 @@ class CaptureLink:
     ) -> None:
         self._over_s = time.monotonic() + _LAST_REPORTS_S
         self._stop.set()
-        self._wake()
+        self._wakeup.wake()
         self._thread.join()
-        self._wake_receiver.close()
-        self._wake_sender.close()
+        self._wakeup.close()
 
     @property
     def unanswered(self) -> int:
@@ -135,13 +127,11 @@ class CaptureLink:
         Raises:
             LinkError: The link has stopped; says why.
         """
-        self._check()
-        return self._unanswered
+        return self._backlog.unanswered
 
     def answer_lag_ms(self, now_ns: int) -> int:
         """How long the oldest utterance of this run has waited for its answer; answers come in order."""
-        with self._changed:
-            return (now_ns - self._given_ns[0]) // 1_000_000 if self._given_ns else 0
+        return self._backlog.lag_ms(now_ns)
 
     def send(self, message: Message, media: Sequence[Media] = ()) -> None:
         """Send soon. An Utterance is journalled first and sent again until it is answered.
@@ -149,44 +139,28 @@ class CaptureLink:
         Raises:
             LinkError: The message is too large, or the link has stopped; says why.
         """
-        self._check()
+        self._backlog.check()
         frames = encode(message, media)
         largest = max(len(frame) for frame in frames)
         if largest > self._max_message_bytes:
             limit = f"at most {self._max_message_bytes} (link.max_message_bytes)"
             raise LinkError(f"a message of {largest} bytes", limit, "raise it on both sides")
-        with self._changed:
-            if isinstance(message, Utterance):
-                self._unanswered += 1
-                self._given_ns.append(time.monotonic_ns())
-            self._queue.append((message, frames))
-        self._wake()
+        self._backlog.give(message, frames)
+        self._wakeup.wake()
 
     def wait_answered(self, patience_s: float) -> int:
         """Wait until every utterance is answered, or no answer came for so long; returns how many are not answered.
 
         Raises:
-            LinkError: The link's thread ended.
+            LinkError: The link has stopped; says why.
         """
-        with self._changed:
-            while self._unanswered and self._failure is None and self._changed.wait(patience_s):
-                pass
-            self._check()
-            return self._unanswered
-
-    def _check(self) -> None:
-        if self._failure is not None:
-            raise LinkError(f"the link stopped: {self._failure}", "a running link", "see the log") from self._failure
-
-    def _wake(self) -> None:
-        with suppress(BlockingIOError):  # full of wake-ups that the thread has not taken yet
-            self._wake_sender.send(b"!")
+        return self._backlog.wait_answered(patience_s)
 
     def _main(self) -> None:
         try:
             with Outbox(self._outbox_path) as outbox, zmq.Context() as context:
                 forget_unreadable(outbox)
-                self._count(outbox)
+                self._backlog.settle(outbox)
                 apart_s, told = time.monotonic(), False
                 while not self._is_over():
                     with context.socket(zmq.DEALER) as dealer:
@@ -210,13 +184,11 @@ class CaptureLink:
 
     def _fail(self, error: Exception) -> None:
         _log.error("link: %s", error)
-        with self._changed:
-            self._failure = error
-            self._changed.notify_all()
+        self._backlog.fail(error)
 
     def _is_over(self) -> bool:
         """Whether to stop with all taken: what was sent just before the end is in the outbox for the next run."""
-        if not self._stop.is_set() or self._queue:
+        if not self._stop.is_set() or self._backlog.waits:
             return False
         return not self._held.frames or time.monotonic() >= self._over_s
 
@@ -230,7 +202,7 @@ class CaptureLink:
         dealer.setsockopt(zmq.RECONNECT_IVL, -1)
         monitor = dealer.get_monitor_socket(_GREETED | _PARTED)
         poller = zmq.Poller()
-        for handle in (dealer, monitor, self._wake_receiver):
+        for handle in (dealer, monitor, self._wakeup.receiver):
             poller.register(handle, zmq.POLLIN)
         flight: Flight | None = None
         parted, deadline_s = False, time.monotonic() + _GREETING_DEADLINE_S
@@ -245,9 +217,9 @@ class CaptureLink:
                         flight = Flight(_sender(dealer), outbox)
                         parted = not flight.pass_on(deque([encode(self._hello)]))
                 if dealer in ready and flight and _answered(dealer, flight):
-                    self._count(outbox)
-                if self._wake_receiver.fileno() in ready:
-                    self._wake_receiver.recv(4096)
+                    self._backlog.settle(outbox)
+                if self._wakeup.receiver.fileno() in ready:
+                    self._wakeup.take()
                 self._take_queued(outbox, has_peer=flight is not None and not parted)
                 late = flight is None and time.monotonic() >= deadline_s
                 parted = parted or late or (flight is not None and not flight.pass_on(self._held.frames))
@@ -259,19 +231,11 @@ class CaptureLink:
 
     def _take_queued(self, outbox: Outbox, has_peer: bool) -> None:
         """Journal the utterances given to `send`; hold the rest until there is a peer, but what is of the moment."""
-        while self._queue:
-            message, frames = self._queue.popleft()
+        for message, frames in self._backlog.taken():
             if isinstance(message, Utterance):
                 outbox.put(message.session, message.seq, frames)
             elif has_peer or not is_of_the_moment(message):
                 self._held.hold(frames)
-
-    def _count(self, outbox: Outbox) -> None:
-        with self._changed:
-            self._unanswered = outbox.pending() + sum(isinstance(message, Utterance) for message, _ in self._queue)
-            while len(self._given_ns) > self._unanswered:
-                self._given_ns.popleft()
-            self._changed.notify_all()
 
 
 def _sender(dealer: zmq.Socket[bytes]) -> Callable[[list[Frame]], bool]:

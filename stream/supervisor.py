@@ -17,7 +17,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import signal
-import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from stream.control import Word, hear, say
+from stream.wakeup import Wakeup
 from telme.errors import ProcessError
 
 _log = logging.getLogger(__name__)
@@ -179,9 +179,7 @@ class Interrupts:
         self.dialogues = 0
         self._signals = 0
         self._requested = False
-        self.receiver, self._sender = socket.socketpair()
-        self.receiver.setblocking(False)
-        self._sender.setblocking(False)
+        self.wakeup = Wakeup()
 
     @property
     def count(self) -> int:
@@ -196,8 +194,8 @@ class Interrupts:
         self._wake()
 
     def _wake(self) -> None:
-        with suppress(OSError):  # full: a wake-up already waits; closed: nobody waits any more
-            self._sender.send(b"!")
+        with suppress(OSError):  # closed: nobody waits any more
+            self.wakeup.wake()
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
         self._signals += 1
@@ -219,8 +217,7 @@ class Interrupts:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-            self.receiver.close()
-            self._sender.close()
+            self.wakeup.close()
 
 
 class Supervisor:
@@ -372,15 +369,15 @@ class Supervisor:
 
     def _wait(self, timeout_s: float, children: list[Child]) -> None:
         """Until a signal, a word from one of these children or the end of one; one that has ended does not wait."""
-        handles: list[Any] = [self._interrupts.receiver]
+        handles: list[Any] = [self._interrupts.wakeup.receiver]
         for child in children:
             if child.process is not None:
                 handles.append(child.process.sentinel)
             if child.line is not None:
                 handles.append(child.line)
         ready = wait(handles, max(timeout_s, 0))
-        if self._interrupts.receiver in ready:
-            self._interrupts.receiver.recv(64)
+        if self._interrupts.wakeup.receiver in ready:
+            self._interrupts.wakeup.take()
         for child in children:
             child.listen()
 

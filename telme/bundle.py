@@ -78,12 +78,11 @@ class Bundle:
         """What was added to the text teacher's logits [C] after training: who learns from it takes it off again.
 
         Raises:
-            BundleError: It tells of a share of the prior instead, as bundles did before, or not a number for each
-                class.
+            BundleError: It tells of a share of the prior instead, as bundles did before, or of other classes.
         """
         classes = len(self.config.label_set.names)
         path = self.folder / CONFIG_FILE
-        told: object = self.config.logit_offsets
+        told = self.config.logit_offsets
         prior = getattr(self.config, "logit_prior", 0.0)
         if told is None and prior:
             raise BundleError(
@@ -94,7 +93,7 @@ class Bundle:
             )
         if told is None:
             return [0.0] * classes
-        if not isinstance(told, list) or [isinstance(value, int | float) for value in told] != [True] * classes:
+        if len(told) != classes:
             raise BundleError(f"{path} with logit_offsets {told!r}", f"{classes} numbers", "mend them")
         return told
 
@@ -147,11 +146,11 @@ def open_bundle(name: str) -> Bundle:
     folder = bundle_path(name)
     config = read_config(folder)
     tokenizer = load_tokenizer(folder)
-    rows = int((config.text_config or {}).get("vocab_size", 0))
-    if len(tokenizer) > rows:
+    rows = (config.text_config or {}).get("vocab_size", 0)
+    if not isinstance(rows, int) or len(tokenizer) > rows:
         raise BundleError(
             f"{folder / TOKENIZER_FILE} with {len(tokenizer)} tokens",
-            f"at most the {rows} of {TEXT_FILE}",
+            f"at most the {rows!r} of {TEXT_FILE} (vocab_size in {CONFIG_FILE})",
             "copy the bundle again",
         )
     weights = _digest_of_parts(folder, config)

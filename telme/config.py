@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig
 
 from telme.errors import BundleError, ConfigError
@@ -16,6 +20,20 @@ Part = Literal["text", "audio", "video", "fusion"]
 FEATURE_DIM = 768
 # MELD's published code pads to the longest clip of a batch, and reads none that is longer than this.
 MOST_LEFT_PAD_MS = 30_000
+# What settings that they cannot take end in, in torch and transformers, which have no exception of their own for that.
+UNFIT_SETTINGS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -122,7 +140,7 @@ class TelmeConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
             )
         if (pad_ms := self.audio_left_pad_ms) is None:
             return mode
-        if not isinstance(pad_ms, int) or not 0 <= pad_ms <= MOST_LEFT_PAD_MS:
+        if not _is_whole(pad_ms, 0) or pad_ms > MOST_LEFT_PAD_MS:
             raise BundleError(
                 f"audio_left_pad_ms {pad_ms!r}", f"0 to {MOST_LEFT_PAD_MS}", "mend it, in config.json if it is there"
             )
@@ -139,16 +157,75 @@ class TelmeConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
         """The fusion's settings: those of the bundle, or the published ones of its data set where it gives none.
 
         Raises:
-            BundleError: `fusion` lacks a setting or has an unknown one, or the data set is unknown.
+            BundleError: `fusion` lacks a setting, has an unknown one or a value that is none, or the data set is
+                unknown.
         """
         if self.fusion is None:
             return PUBLISHED_FUSION[self.label_set.dataset]
         try:
-            return FusionSettings(**self.fusion)
+            settings = FusionSettings(**self.fusion)
         except TypeError as error:
             raise BundleError(
                 f"fusion {self.fusion!r} in config.json", "beta_shift, heads and dropout", "import the bundle again"
             ) from error
+        shares = all(_is_number(value) and 0 <= value <= 1 for value in (settings.beta_shift, settings.dropout))
+        if not shares or not _is_whole(settings.heads, 1) or 2 * FEATURE_DIM % settings.heads:
+            raise BundleError(
+                f"fusion {self.fusion!r} in config.json",
+                f"beta_shift and dropout from 0 to 1, heads that divide {2 * FEATURE_DIM}",
+                "import the bundle again",
+            )
+        return settings
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a finite number; JSON's true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= sys.maxsize
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_dict_if_any(value: object) -> bool:
+    return value is None or isinstance(value, dict)
+
+
+def _is_list_if_any(of: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: value is None or (isinstance(value, list) and all(of(item) for item in value))
+
+
+# Field -> whether it may hold a value, and what is expected of it. What is divided by or cut with is looked at closely:
+# a temperature below 0 would answer with the least likely class.
+_DICT = (_is_dict_if_any, "an object with its settings, or null")
+_FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "dataset": (_is_text, "the name of a data set"),
+    "text_config": _DICT,
+    "audio_config": _DICT,
+    "video_config": _DICT,
+    "fusion": _DICT,
+    "mode": (_is_text, "the name of a mode"),
+    "max_prompt_tokens": (lambda value: _is_whole(value, 2), "a whole number from 2 on"),
+    "max_turns": (lambda value: _is_whole(value, 1), "a whole number from 1 on"),
+    "calibration_temperature": (lambda value: _is_number(value) and value > 0, "a number above 0"),
+    "logit_offsets": (_is_list_if_any(_is_number), "a number for each class, or null"),
+    "turn_starts": (_is_list_if_any(lambda item: _is_whole(item, 0)), "the ids of tokens, or null"),
+}
+
+
+def check_settings(path: Path, settings: Mapping[str, object]) -> None:
+    """Check that each field of a configuration file holds what it can; those of transformers are its own affair.
+
+    Raises:
+        BundleError: One does not; names the file, the field and the value.
+    """
+    for name, (holds, expected) in _FIELDS.items():
+        if name in settings and not holds(settings[name]):
+            raise BundleError(f"{path} with {name} {settings[name]!r}", expected, "mend it")
 
 
 # So that transformers' Auto classes know a bundle's config.json.

@@ -74,7 +74,8 @@ def read_rows(path: Path, data: Dataset = MELD_DATA) -> list[Row]:
     """Read one annotation file.
 
     Raises:
-        DataError: The file is missing, lacks a column, is not UTF-8, is empty, or has an unknown label or a broken row.
+        DataError: The file is missing, lacks a column, is not UTF-8, is empty, has an unknown label or a broken row, or
+            the rows of a dialogue lie apart or in another order than they were said.
     """
     if not path.is_file():
         raise DataError(f"no file {path}", f"the {data.name} annotations", "check the path given to --csv or --data")
@@ -89,16 +90,17 @@ def read_rows(path: Path, data: Dataset = MELD_DATA) -> list[Row]:
                     f"the columns of {data.name}: {', '.join(data.columns.names)}",
                     "check the file, and whose data set --dataset or --bundle names",
                 )
-            rows = [_row(path, reader.line_num, record, data) for record in reader]
+            lines = [(reader.line_num, _row(path, reader.line_num, record, data)) for record in reader]
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-8: {error}", "UTF-8", "convert the file, for instance with iconv"
         ) from error
     except (csv.Error, OSError) as error:
         raise DataError(f"{path} cannot be read: {error}", "a CSV file", "check the file") from error
-    if not rows:
+    if not lines:
         raise DataError(f"{path} holds no rows", "annotated utterances", "check the file")
-    return rows
+    _check_order(path, lines, data)
+    return [row for _, row in lines]
 
 
 def _row(path: Path, line: int, record: Mapping[str, str | None], data: Dataset) -> Row:
@@ -136,6 +138,44 @@ def _span(path: Path, line: int, found: Mapping[str, str], data: Dataset) -> tup
             f"{path} line {line} from {start!r} to {end!r}", "seconds, the end after the start", "mend that line"
         )
     return span
+
+
+def _check_order(path: Path, lines: Iterable[tuple[int, Row]], data: Dataset) -> None:
+    """Refuse a file in which an utterance would be read without its context, or with a later one in it.
+
+    In MELD's files the rows of a dialogue are one run and their numbers rise, and the published code reads them so. A
+    file that has them otherwise is not put in order here, since what happened to it is not known: sorted by another
+    column, it only needs sorting again; joined from two splits, which each count their dialogues from 0, one id means
+    two dialogues. File order is also what published figures depend on (groups of 4, speakers over the border).
+    IEMOCAP's utterances have names: that they lie together is all that is asked of them.
+
+    Args:
+        path: The file.
+        lines: Line number and row, in file order.
+        data: The data set.
+
+    Raises:
+        DataError: It is such a file.
+    """
+    columns = data.columns
+    heard: dict[str, tuple[int, Row]] = {}  # dialogue -> its last line so far
+    current: str | None = None
+    for line, row in lines:
+        since, before = heard.get(row.dialogue, (0, None))
+        if before is not None and not (row.dialogue == current and _follows(before.utterance, row.utterance)):
+            raise DataError(
+                f"{path} line {line} with utterance {row.utterance} of dialogue {row.dialogue}, whose row before, in "
+                f"line {since}, is utterance {before.utterance}",
+                "the rows of a dialogue together and as they were said",
+                f"sort the file by {columns.dialogue} and {columns.start or columns.utterance} as numbers, or part it "
+                "where files were joined",
+            )
+        heard[row.dialogue], current = (line, row), row.dialogue
+
+
+def _follows(earlier: str, later: str) -> bool:
+    """Whether an utterance may come after another of its dialogue; names say nothing of that."""
+    return not (earlier.isdecimal() and later.isdecimal()) or int(earlier) < int(later)
 
 
 def find_clip(row: Row, root: Path, split: Split, data: Dataset = MELD_DATA, mode: Mode = CLEAN) -> ClipSource:
@@ -179,7 +219,7 @@ def windows(rows: Iterable[Row], max_turns: int, mode: Mode = CLEAN) -> Iterator
     The same window object grows along a dialogue; use it before the next step.
 
     Args:
-        rows: As read.
+        rows: As `read_rows` gives them: a dialogue's rows together.
         max_turns: Turns of context, the current one included.
         mode: How speakers are named and numbered, and what becomes of apostrophes.
     """

@@ -41,6 +41,13 @@ from telme.published import PARTS, differences, published_names
 _REPORTED_F1 = {"meld": "67.37", "iemocap": "70.48"}
 
 
+def _check_source(source: Path) -> None:
+    if not source.exists():
+        raise BundleError(f"no file or folder {source}", SOURCE, "check the path")
+    if source.is_file() and not _may_be_archive(source):
+        raise BundleError(f"{source} is no archive", SOURCE, f"give {SOURCE}")
+
+
 def _may_be_archive(path: Path) -> bool:
     try:
         return tarfile.is_tarfile(path)
@@ -77,10 +84,7 @@ def import_published(
             cannot be written.
     """
     check_target(dataset, out)
-    if not source.exists():
-        raise BundleError(f"no file or folder {source}", SOURCE, "check the path")
-    if source.is_file() and not _may_be_archive(source):
-        raise BundleError(f"{source} is no archive", SOURCE, f"give {SOURCE}")
+    _check_source(source)
     config = published_config(dataset, backbones)
     config.audio_left_pad_ms = left_pad_ms
     with torch.device("meta"):

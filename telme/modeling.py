@@ -14,7 +14,6 @@ Shapes: B batch, T tokens, S samples, F video frames, C classes.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from telme.config import Part, TelmeConfig
+from telme.config import UNFIT_SETTINGS, Part, TelmeConfig, check_settings
 from telme.errors import BundleError
 from telme.fusion import AttentionShiftFusion
 from telme.models import AudioStudent, TextTeacher, VideoStudent
@@ -185,7 +184,7 @@ def read_config(folder: Path) -> TelmeConfig:
     """The configuration in a folder.
 
     Raises:
-        BundleError: It is missing or not TelME's, or a number in it makes no sense.
+        BundleError: It is missing or not TelME's, or a field holds what it cannot.
     """
     path = folder / CONFIG_FILE
     try:
@@ -194,22 +193,11 @@ def read_config(folder: Path) -> TelmeConfig:
             raise BundleError(
                 f"{path} with model_type {settings.get('model_type')!r}", "model_type 'telme'", "give a TelME bundle"
             )
-        config = TelmeConfig.from_dict(settings)
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+        check_settings(path, settings)
+        config: TelmeConfig = TelmeConfig.from_dict(settings)
+    except UNFIT_SETTINGS as error:
         raise BundleError(f"{path}: {error}", "a TelME configuration", "copy the bundle again") from error
-    _check_numbers(path, config)
     return config
-
-
-def _check_numbers(path: Path, config: TelmeConfig) -> None:
-    """Check what is divided by or cut with: a temperature below 0 would answer with the least likely class."""
-    temperature: object = config.calibration_temperature
-    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
-        raise BundleError(f"{path} with calibration_temperature {temperature!r}", "a number above 0", "mend it")
-    for name, least in (("max_prompt_tokens", 2), ("max_turns", 1)):
-        value: object = getattr(config, name)
-        if not isinstance(value, int) or value < least:
-            raise BundleError(f"{path} with {name} {value!r}", f"a whole number from {least} on", "mend it")
 
 
 def write_part(folder: Path, part: Part, weights: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:

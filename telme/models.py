@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
-from telme.config import FEATURE_DIM, TelmeConfig
+from telme.config import FEATURE_DIM, UNFIT_SETTINGS, TelmeConfig
 from telme.errors import BundleError
 
 
@@ -149,15 +149,26 @@ def _backbone(settings: dict[str, Any] | None, field: str) -> PretrainedConfig:
             "train or import the bundle again",
         )
     rest = dict(settings)
-    return AutoConfig.for_model(rest.pop("model_type"), **rest)
+    try:
+        backbone = AutoConfig.for_model(rest.pop("model_type"), **rest)
+        _ = backbone.hidden_size
+    except UNFIT_SETTINGS as error:
+        raise BundleError(
+            f"config.json with a {field} that is none: {error}",
+            "the configuration of a backbone",
+            "train or import the bundle again",
+        ) from error
+    return backbone
 
 
 def _build(backbone: PretrainedConfig, **options: bool) -> PreTrainedModel:
     try:
         model: PreTrainedModel = AutoModel.from_config(backbone, **options)  # type: ignore[no-untyped-call]
-    except TypeError as error:  # an option that the family has not
+    except UNFIT_SETTINGS as error:  # such as an option that the family has not
         raise BundleError(
-            f"an encoder of type {backbone.model_type}: {error}", "one of BERT's or RoBERTa's family", "name another"
+            f"an encoder of type {backbone.model_type}: {error}",
+            "settings that make one; for the text, one of BERT's or RoBERTa's family",
+            "name another or mend its settings",
         ) from error
     return model
 

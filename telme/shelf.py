@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from telme.bundle import CARD_FILE, PACKAGED, SUMS_FILE, Bundle, bundle_path, digests, load_bundle, packaged_folder
-from telme.config import Part, TelmeConfig
+from telme.config import UNFIT_SETTINGS, Part, TelmeConfig
 from telme.dialogue import Turn
 from telme.errors import BundleError, TelmeStreamError
 from telme.features import CAPTURE_RATE_HZ, FeatureMaker
@@ -201,8 +201,15 @@ def _check_answer(bundle: Bundle) -> str:
     maker = FeatureMaker(bundle.tokenizer, bundle.config)
     noise = np.random.default_rng(0).normal(0, 0.1, CAPTURE_RATE_HZ).astype(np.float32)
     grey = np.full((FRAMES, _EDGE, _EDGE, 3), 127, dtype=np.uint8)
-    features = maker.make(maker.window([Turn("somebody", "Hello, how are you?")]), noise, grey)
-    (prediction,) = TorchPredictor(bundle).predict([features])
+    try:
+        features = maker.make(maker.window([Turn("somebody", "Hello, how are you?")]), noise, grey)
+        (prediction,) = TorchPredictor(bundle).predict([features])
+    except UNFIT_SETTINGS as error:
+        raise BundleError(
+            f"{bundle.folder / CONFIG_FILE} describes networks that cannot answer: {error}",
+            "those of the weights",
+            "mend it or copy the bundle again",
+        ) from error
     if not math.isclose(sum(prediction.probabilities), 1, abs_tol=1e-6):
         raise BundleError(f"probabilities {prediction.probabilities}", "a sum of 1", "import the bundle again")
     used = [name for name in ("text", "audio", "video") if name not in prediction.unused]

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +108,7 @@ def train_students(job: Job, start: str, cache: Path, students: Sequence[Student
         TelmeStreamError: Data, clips, encoders or folder are not what they must be.
     """
     bundle = _opened(job, start)
-    offsets = bundle.logit_offsets
+    offsets = torch.tensor(bundle.logit_offsets)  # asked for early: what is wrong with it is said at once
     config = copy.deepcopy(bundle.config)
     config.fusion = None  # it would know other students
     record = read_record(bundle.folder)
@@ -123,34 +124,39 @@ def train_students(job: Job, start: str, cache: Path, students: Sequence[Student
         truth = _labels(clips.rows["dev"])
         config.calibration_temperature = fit_temperature(said["dev"]["logits"].float().numpy(), truth)
     # Before the first is trained, so that what the second lacks is said at once.
-    examples = {student: clip_examples(clips, student, said, torch.tensor(offsets)) for student in students}
+    examples = {student: clip_examples(clips, student, said, offsets) for student in students}
     reports: dict[str, Report] = {}
     for student in students:
         torch.manual_seed(job.run.seed)
         network = new_student(job.recipe, config, student)
-        init = getattr(job.recipe, f"{student}_init")
         task = Task(
             network=network,
             learner=StudentLearner(network, job.recipe.distillation),
             train=examples[student]["train"],
             dev=examples[student]["dev"],
             collate=ClipCollator(student, clips.maker.mode),
-            described={
-                **job.described,
-                "init": init,
-                "teacher": digest_of_file(bundle.folder / TEXT_FILE),
-                **({"logit_offsets": offsets} if any(offsets) else {}),
-                "clips": clips.digests(student),
-                **asdict(job.recipe.distillation),
-            },
+            described=_described(job, bundle, clips, student),
         )
         fitted = fit(task, job.out / student, job.recipe.stage(student), job.run, job.data.labels)
         networks[student] = network.cpu()
         reports[student] = fitted.report
-        record[student] = _training(job, student, fitted, init)
+        record[student] = _training(job, student, fitted, getattr(job.recipe, f"{student}_init"))
     card = model_card(config, "students", reports, record)
     save_bundle(job.bundle, config, bundle.model.text.cpu(), bundle.tokenizer, card, networks, record)
     return reports
+
+
+def _described(job: Job, bundle: Bundle, clips: Clips, student: Student) -> dict[str, Any]:
+    """What decides the outcome of a student's training, for `Task`."""
+    offsets = bundle.logit_offsets
+    return {
+        **job.described,
+        "init": getattr(job.recipe, f"{student}_init"),
+        "teacher": digest_of_file(bundle.folder / TEXT_FILE),
+        **({"logit_offsets": offsets} if any(offsets) else {}),
+        "clips": clips.digests(student),
+        **asdict(job.recipe.distillation),
+    }
 
 
 def train_fusion(job: Job, start: str, cache: Path) -> Report:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from select import select
 
 import numpy as np
 import pytest
 
-from stream.flight import WINDOW, Flight, forget_unreadable
+from stream.flight import WINDOW, Backlog, Flight, forget_unreadable
 from stream.journal import Outbox
+from stream.wakeup import Wakeup
 from stream.wire import PROTOCOL, Absent, Ack, Frame, encode
+from telme.errors import LinkError
 from tests.stream.samples import SESSION, utterance
 
 
@@ -87,3 +91,47 @@ def test_a_peer_that_is_gone_keeps_the_rest(outbox: Outbox, room: int) -> None:
     assert len(sent) == room
     assert list(reports) == [[b"a"], [b"b"]][room:]
     assert outbox.pending() == WINDOW + 3  # the next connection begins with them
+
+
+def test_a_backlog_counts_what_waits_in_it_and_what_waits_in_the_outbox(tmp_path: Path) -> None:
+    backlog = Backlog()
+    with Outbox(tmp_path / "outbox.sqlite") as outbox:
+        for seq in range(2):
+            backlog.give(utterance(seq), [b"frames"])
+        backlog.give(Ack(PROTOCOL, SESSION, 0), [b"no utterance"])
+        assert (backlog.unanswered, backlog.waits) == (2, True)
+        taken = backlog.taken()
+        outbox.put(SESSION, 0, next(taken)[1])
+        backlog.settle(outbox)
+        assert (backlog.unanswered, backlog.waits) == (2, True)
+        outbox.answered(SESSION, 0)
+        backlog.settle(outbox)
+        assert backlog.unanswered == 1
+        assert [frames for _, frames in taken] == [[b"frames"], [b"no utterance"]]
+        backlog.settle(outbox)
+    assert (backlog.wait_answered(0.0), backlog.waits, backlog.lag_ms(0)) == (0, False, 0)
+
+
+def test_who_waits_for_a_backlog_hears_why_the_link_has_stopped() -> None:
+    backlog = Backlog()
+    backlog.give(utterance(0), [])
+    assert backlog.wait_answered(0.0) == 1
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(backlog.wait_answered, 60.0)
+        backlog.fail(OSError("no room"))
+        with pytest.raises(LinkError, match="the link stopped: no room"):
+            waits.result(30)
+
+
+def test_wake_ups_that_nobody_takes_hold_nobody_up() -> None:
+    wakeup = Wakeup()
+    try:
+        for _ in range(100_000):
+            wakeup.wake()
+        wakeup.take()
+        wakeup.wake()
+        assert select([wakeup.receiver], [], [], 0)[0]
+    finally:
+        wakeup.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        wakeup.wake()

@@ -116,6 +116,27 @@ def test_verify_says_everything_that_is_wrong(tmp_path: Path, capsys: pytest.Cap
     assert "mode 'murky'" in wrong["mode"]
 
 
+@pytest.mark.parametrize("value", ["0", "[]", "NaN", "true", '"x"'])
+def test_verify_of_a_configuration_that_is_none_is_a_line_a_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], value: str
+) -> None:
+    config = make_tiny_bundle(tmp_path / "tiny") / "config.json"
+    text = config.read_text(encoding="utf-8").replace('"audio_config": null', f'"audio_config": {value}')
+    config.write_text(text, encoding="utf-8")
+    assert run("verify", str(config.parent)) == 1
+    said = capsys.readouterr()
+    assert "audio_config" in said.out
+    assert "Traceback" not in said.out + said.err
+
+
+def test_verify_finds_a_network_that_cannot_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = make_tiny_bundle(tmp_path / "tiny") / "config.json"
+    text = config.read_text(encoding="utf-8").replace('"hidden_size"', '"chunk_size_feed_forward": 7, "hidden_size"')
+    config.write_text(text, encoding="utf-8")
+    assert run("verify", str(config.parent)) == 1
+    assert "config.json describes networks that cannot answer: " in capsys.readouterr().out
+
+
 def test_verify_finds_a_changed_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_tiny_bundle(tmp_path / "tiny")
     content = bytearray((folder / "text.safetensors").read_bytes())

@@ -206,8 +206,8 @@ def test_a_teacher_without_offsets_teaches_what_it_says(folder: Path) -> None:
     [
         ({"logit_prior": 0.3}, "with logit_prior 0.3 and no logit_offsets; expected what was added to each class's"),
         ({"logit_offsets": [0.1] * 6}, "with logit_offsets [0.1, 0.1, 0.1, 0.1, 0.1, 0.1]; expected 7 numbers;"),
-        ({"logit_offsets": [None] * 7}, "expected 7 numbers; mend them"),
-        ({"logit_offsets": 0.3}, "with logit_offsets 0.3; expected 7 numbers;"),
+        ({"logit_offsets": [None] * 7}, "expected a number for each class, or null; mend it"),
+        ({"logit_offsets": 0.3}, "with logit_offsets 0.3; expected a number for each class, or null;"),
     ],
 )
 def test_a_teacher_that_does_not_tell_what_to_take_off_is_one_line(

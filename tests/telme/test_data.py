@@ -13,7 +13,7 @@ from telme.errors import DataError
 from telme.features import Missing
 from telme.modes import CLEAN, PUBLISHED_IEMOCAP, PUBLISHED_MELD, Mode
 from tests.miniature import make_iemocap, make_meld
-from tests.telme.prompts import speaker_numbers
+from tests.telme.prompts import MELD_DEV, MELD_DIR, NO_MELD, speaker_numbers
 
 HEADER = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID\n"
 
@@ -82,6 +82,37 @@ def test_a_broken_file_says_what_is_wrong(tmp_path: Path, text: str, says: str) 
         read_rows(write(tmp_path, text))
 
 
+@pytest.mark.parametrize(
+    ("places", "says"),
+    [
+        ([(0, 0), (0, 1), (7, 0), (0, 2)], "line 5 .* 2 of dialogue 0, whose row before, in line 3, is utterance 1"),
+        ([(0, 0), (7, 0), (0, 0)], "line 4 .* 0 of dialogue 0, whose row before, in line 2, is utterance 0"),
+        ([(0, 1), (0, 10), (0, 2)], "line 4 .* 2 of dialogue 0, whose row before, in line 3, is utterance 10"),
+        ([(0, 1), (0, 1)], "line 3 .* 1 of dialogue 0, whose row before, in line 2, is utterance 1"),
+    ],
+)
+def test_rows_of_a_dialogue_that_lie_apart_or_in_another_order_are_refused(
+    tmp_path: Path, places: list[tuple[int, int]], says: str
+) -> None:
+    """Apart they would be read without their context, and out of order with a later utterance in it."""
+    lines = [f"1,Hello,Ann,joy,positive,{dialogue},{utterance}\n" for dialogue, utterance in places]
+    with pytest.raises(DataError, match=rf"rows\.csv {says}; .*sort the file by Dialogue_ID and Utterance_ID"):
+        read_rows(write(tmp_path, HEADER + "".join(lines)))
+
+
+def test_dialogues_in_any_order_and_with_gaps_are_read(tmp_path: Path) -> None:
+    places = [("7", "3"), ("7", "12"), ("0", "0")]
+    lines = [f"1,Hello,Ann,joy,positive,{dialogue},{utterance}\n" for dialogue, utterance in places]
+    rows = read_rows(write(tmp_path, HEADER + "".join(lines)))
+    assert [(row.dialogue, row.utterance) for row in rows] == places
+
+
+@pytest.mark.skipif(not MELD_DEV.is_file(), reason=NO_MELD)
+@pytest.mark.parametrize(("split", "count"), [("train", 9_989), ("dev", 1_109)])
+def test_melds_own_files_have_each_dialogue_in_one_piece(split: Split, count: int) -> None:
+    assert len(read_split(MELD_DIR, split)) == count
+
+
 def test_a_missing_file_and_a_file_that_is_not_utf8(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no file"):
         read_rows(tmp_path / "none.csv")
@@ -120,6 +151,16 @@ def test_iemocap_is_the_same_reader_with_another_description(tmp_path: Path) -> 
 def test_a_broken_row_of_iemocap_says_what_is_wrong(tmp_path: Path, line: str, says: str) -> None:
     with pytest.raises(DataError, match=f"line 2.*{says}"):
         read_rows(write(tmp_path, IEMOCAP_HEADER + line), IEMOCAP_DATA)
+
+
+def test_utterances_of_iemocap_have_no_numbers_but_must_lie_together(tmp_path: Path) -> None:
+    names = ("Ses01F_impro01_M003", "Ses01F_impro01_F000", "Ses01F_impro02_F000")
+    lines = [f"{name[:14]},{name},Yes.,fru,1.5,3.25\n" for name in names]
+    path = write(tmp_path, IEMOCAP_HEADER + "".join(lines))
+    assert [row.utterance for row in read_rows(path, IEMOCAP_DATA)] == list(names)
+    path = write(tmp_path, IEMOCAP_HEADER + lines[0] + lines[2] + lines[1])
+    with pytest.raises(DataError, match=r"line 4 .* whose row before, in line 2, .* by Dialogue_ID and Start_Time"):
+        read_rows(path, IEMOCAP_DATA)
 
 
 def test_a_file_of_the_other_data_set_is_refused_by_its_columns(tmp_path: Path) -> None:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel
 
 from telme.config import PUBLISHED_FUSION, Part, TelmeConfig
 from telme.errors import BundleError
 from telme.fusion import AttentionShiftFusion
-from telme.modeling import PART_FILES, TelmeModel
+from telme.modeling import PART_FILES, TelmeModel, read_config
+from telme.models import AudioStudent, TextTeacher, VideoStudent
 from tests.bundles import make_full_bundle, make_tiny_bundle
 from tests.telme import tiny
 
@@ -122,6 +128,19 @@ def test_a_part_of_another_shape_is_refused(tmp_path: Path) -> None:
         ({"calibration_temperature": None}, "calibration_temperature None; expected a number above 0"),
         ({"max_turns": 0}, "max_turns 0; expected a whole number from 1 on"),
         ({"max_prompt_tokens": 1}, "max_prompt_tokens 1; expected a whole number from 2 on"),
+        ({"audio_config": 0}, "audio_config 0; expected an object with its settings, or null; mend it"),
+        ({"audio_config": ["hidden_size"]}, r"audio_config \['hidden_size'\]; expected an object"),
+        ({"audio_config": math.nan}, "audio_config nan; expected an object"),
+        ({"video_config": {**tiny.VIDEO, "hidden_size": "wide"}}, "video_config that is none: .*hidden_size"),
+        ({"text_config": {**tiny.TEXT_FAMILIES["bert"], "num_attention_heads": 7}}, "an encoder of type bert: "),
+        ({"audio_config": {"model_type": ["bert"]}}, "audio_config that is none: "),
+        ({"audio_config": {"model_type": "clip"}}, "audio_config that is none: .*hidden_size"),
+        ({"text_config": {"model_type": "bert", "vocab_size": []}}, "text_config that is none: .*vocab_size"),
+        ({"fusion": {"beta_shift": "0.1", "heads": 3, "dropout": 0.2}}, "expected beta_shift and dropout from 0 to 1"),
+        ({"fusion": {"beta_shift": 0.1, "heads": 5, "dropout": 0.2}}, "heads that divide 1536"),
+        ({"turn_starts": [True]}, r"turn_starts \[True\]; expected the ids of tokens, or null"),
+        ({"audio_left_pad_ms": True}, "audio_left_pad_ms True; expected 0 to 30000"),
+        ({"dtype": "float33"}, "float33"),
     ],
 )
 def test_a_configuration_that_does_not_hold_says_why(tmp_path: Path, changes: dict[str, object], says: str) -> None:
@@ -131,6 +150,51 @@ def test_a_configuration_that_does_not_hold_says_why(tmp_path: Path, changes: di
         TelmeModel.from_pretrained(folder)
 
 
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a configuration, and no weights."""
+    folder = tmp_path_factory.mktemp("described")
+    tiny.config(fusion=asdict(PUBLISHED_FUSION["meld"])).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")  # of networks of no size
+@settings(deadline=None, max_examples=100)
+@given(data=st.data())
+def test_whatever_stands_in_a_field_is_used_or_is_an_error_of_ours(described: Path, data: st.DataObject) -> None:
+    text = (described / "config.json").read_text(encoding="utf-8")
+    own = sorted(TelmeConfig.__annotations__)
+    changes = data.draw(st.dictionaries(st.sampled_from([*own, "id2label", "num_labels", "dtype"]), _JSON, max_size=2))
+    try:
+        edit(described, **changes)
+        with suppress(BundleError):
+            TelmeModel(read_config(described))
+    finally:
+        (described / "config.json").write_text(text, encoding="utf-8")
+
+
+@pytest.mark.filterwarnings("ignore")
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_whatever_stands_in_a_backbones_field_is_used_or_is_an_error_of_ours(data: st.DataObject) -> None:
+    """Numbers are left as they are: a large one is taken, and memory with it."""
+    networks = {"text_config": TextTeacher, "audio_config": AudioStudent, "video_config": VideoStudent}
+    part = data.draw(st.sampled_from(sorted(networks)))
+    odd = st.one_of(st.none(), st.just(0), st.just(-1), st.just(math.nan), st.text(), st.lists(st.text(), max_size=2))
+    whole = getattr(tiny.config(), part)
+    name = data.draw(st.sampled_from([*whole, "hidden_act", "layer_norm_eps"]))
+    changed: dict[str, Any] = {part: {**whole, name: data.draw(odd)}}
+    with suppress(BundleError):
+        networks[part](tiny.config(**changed))
+
+
 def test_parts_follow_from_the_configuration() -> None:
     text = TelmeConfig(text_config=tiny.TEXT_FAMILIES["bert"])
     assert text.parts == ("text",)
@@ -138,10 +202,10 @@ def test_parts_follow_from_the_configuration() -> None:
     students = tiny.config()
     assert students.parts == ("text", "audio", "video")
     assert students.why_unread("video") == "the bundle has no fusion that would read the video student"
-    settings = replace(PUBLISHED_FUSION["meld"], beta_shift=0.5)
-    deaf = tiny.config(audio_config=None, fusion=asdict(settings))
+    fusion = replace(PUBLISHED_FUSION["meld"], beta_shift=0.5)
+    deaf = tiny.config(audio_config=None, fusion=asdict(fusion))
     assert deaf.parts == ("text", "video", "fusion")
-    assert deaf.fusion_settings == settings
+    assert deaf.fusion_settings == fusion
     assert (deaf.why_unread("audio"), deaf.why_unread("video")) == ("the bundle has no audio student", None)
 
 
