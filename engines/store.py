@@ -19,7 +19,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -36,8 +36,6 @@ _FREE_SPACE = "free some space, or let XDG_CACHE_HOME name a folder elsewhere"
 _NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS)
 # Artifacts that agree in these were made of the same thing: where no artifact fits, the reason is told by them.
 _SUBJECT = ("weights", "graph")
-
-_WAIT_STEP_S = 10
 
 _log = logging.getLogger(__name__)
 
@@ -80,12 +78,12 @@ class Store:
 
     Args:
         root: The folder; made when the first artifact is.
-        on_work: Called now and then while something is built or waited for, from any thread.
+        at_work: Makes what is open while an artifact is looked for, waited for or built.
     """
 
-    def __init__(self, root: Path, on_work: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, root: Path, at_work: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
         self.root = root
-        self.on_work = on_work
+        self._at_work = at_work
 
     def get_or_build(self, key: Mapping[str, str], build: Callable[[Path], None]) -> Path:
         """The folder of an artifact, built when there is none that is whole.
@@ -103,9 +101,8 @@ class Store:
         folder = self.root / _name(key)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with self._locked(folder.with_name(folder.name + _LOCK)):
+            with self._at_work(), self._locked(folder.with_name(folder.name + _LOCK)):
                 if not self._usable(folder, key):
-                    self.on_work()
                     _build(folder, key, build)
         except FileNotFoundError as error:
             raise EngineError(
@@ -220,17 +217,11 @@ class Store:
             lock.acquire(timeout=0)
         except filelock.Timeout:
             _log.warning("another process builds the engine %s; waiting for it", path.stem)
-            self._wait(lock)
+            lock.acquire()
         try:
             yield
         finally:
             lock.release()
-
-    def _wait(self, lock: filelock.BaseFileLock) -> None:
-        while not lock.is_locked:
-            self.on_work()
-            with suppress(filelock.Timeout):
-                lock.acquire(timeout=_WAIT_STEP_S)
 
     def _usable(self, folder: Path, key: Mapping[str, str]) -> bool:
         if not folder.exists():
