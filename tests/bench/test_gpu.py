@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from importlib.metadata import requires
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NoReturn
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from torch import nn
 from torch.autograd import DeviceType  # type: ignore[attr-defined]  # it has no other public name
 from torch.nn import functional
@@ -160,6 +165,52 @@ def test_a_machine_without_the_packages_is_told_which(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "lacks: torch transformers msgspec filelock platformdirs soxr" in done.stderr
     assert "--wheels DIR, which --pack DIR fills" in done.stderr
+
+
+def required(*names: str) -> set[str]:
+    """What distributions need, and those need, on a machine like this one."""
+    found: set[str] = set()
+    asked = [*names]
+    while asked:
+        for line in requires(asked.pop()) or ():
+            wanted = Requirement(line)
+            name = canonicalize_name(wanted.name)
+            if name not in found and (wanted.marker is None or wanted.marker.evaluate({"extra": ""})):
+                found.add(name)
+                asked.append(name)
+    return found
+
+
+def test_what_is_packed_needs_nothing_that_the_machine_may_lack() -> None:
+    """They are installed without what they depend on."""
+    listed = re.search(r'^needed="([^"]*)"', SCRIPT.read_text(encoding="utf-8"), re.MULTILINE)
+    assert listed is not None
+    pairs = dict(pair.split("=") for pair in listed[1].split())
+    there = {*pairs.values(), "torch", "transformers"} | required("torch", "transformers")
+    assert required(*pairs.values()) <= there
+    assert all(find_spec(module) for module in pairs)
+
+
+RECORDING = """#!/bin/sh
+echo "$@" >> "$0.log"
+if [ "$1" = - ] && [ ! -e "$0.asked" ]; then
+    touch "$0.asked"
+    echo msgspec
+fi
+"""
+
+
+def test_paths_are_those_of_who_calls_it(tmp_path: Path) -> None:
+    """Not of the repository, where the script works."""
+    python = tmp_path / "python"
+    python.write_text(RECORDING, encoding="utf-8")
+    python.chmod(0o755)
+    command = ["bash", str(SCRIPT), "--wheels", "wheels", "--out", "figures/gpu.json", "--runs", "2"]
+    subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHON": "./python"}, timeout=60, check=True)
+    asked = (tmp_path / "python.log").read_text(encoding="utf-8").splitlines()
+    (installed,) = (line for line in asked if line.startswith("-m pip install") and line.endswith(" msgspec"))
+    assert f"--find-links {tmp_path}/wheels " in installed
+    assert asked[-1] == f"-m bench.gpu --out {tmp_path}/figures/gpu.json --runs 2"
 
 
 @pytest.mark.slow
