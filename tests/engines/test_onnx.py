@@ -116,6 +116,17 @@ def test_no_room_is_told_apart(bundle: Bundle, store: Store, monkeypatch: pytest
         NetworkPredictor(bundle, networks).predict(mixed(bundle))
 
 
+def test_a_graph_without_room_is_no_broken_graph(bundle: Bundle, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is told to remove it."""
+
+    def full(*given: object, **named: object) -> None:
+        Full().run(None, None)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", full)
+    with pytest.raises(OutOfMemory, match=r"text\.onnx: .*bad_alloc; expected memory for it; stop what else"):
+        onnx_networks(bundle, "fp32", RUN, store)
+
+
 def test_auto_on_the_cpu_is_onnx_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predictor, "multiplies_bfloat16", lambda: False)
     first, second = choices()
