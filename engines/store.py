@@ -160,10 +160,24 @@ class Store:
         return folder
 
     def folders(self) -> list[Path]:
-        """Folders of all artifacts, whole or not; what else lies there is somebody else's."""
-        if not self.root.is_dir():
+        """Folders of all artifacts, whole or not; what else lies there is somebody else's.
+
+        Raises:
+            EngineError: The cache cannot be read.
+        """
+        return [path for path in self._entries() if _NAME.fullmatch(path.name) and path.is_dir()]
+
+    def _entries(self) -> list[Path]:
+        try:
+            return sorted(self.root.iterdir())
+        except FileNotFoundError:
             return []
-        return sorted(path for path in self.root.iterdir() if path.is_dir() and _NAME.fullmatch(path.name))
+        except OSError as error:
+            raise EngineError(
+                f"the engine cache cannot be read: {error}",
+                "a folder of one's own",
+                "let XDG_CACHE_HOME name a folder elsewhere",
+            ) from error
 
     def remove(self, folder: Path) -> None:
         """Remove an artifact, once nobody builds it. A process that has loaded it keeps what it has.
@@ -181,10 +195,10 @@ class Store:
         """Remove what processes that were killed left half made, and say what it was; what is being made stays.
 
         Raises:
-            EngineError: The cache cannot be written.
+            EngineError: The cache cannot be read or written.
         """
         removed = []
-        for partial in sorted(self.root.glob(f"*{_BUILDING}")):
+        for partial in (path for path in self._entries() if path.suffix == _BUILDING):
             try:
                 with filelock.FileLock(partial.with_suffix(_LOCK), timeout=0):
                     shutil.rmtree(partial)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 import pytest
@@ -453,3 +454,16 @@ def test_an_artifact_under_another_name_does_not_hold(tmp_path: Path) -> None:
 
 def test_no_cache_holds_no_artifacts(tmp_path: Path) -> None:
     assert Store(tmp_path / "none").folders() == []
+
+
+def test_a_cache_that_cannot_be_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that was made by another user; permissions do not bind root, who may run the tests."""
+
+    def refuse(folder: Path) -> NoReturn:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    store = Store(tmp_path / "cache")
+    for look in (store.folders, store.remove_unfinished):
+        with pytest.raises(EngineError, match=r"cannot be read: .*Permission denied: .*cache.*XDG_CACHE_HOME"):
+            look()
