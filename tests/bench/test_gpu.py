@@ -128,6 +128,23 @@ def test_the_file_is_written_after_each_case(monkeypatch: pytest.MonkeyPatch, tm
     assert [row["backend"] for row in report["rows"]] == ["torch-eager-fp32", "onnx-fp32"]
 
 
+@pytest.mark.parametrize(("given", "runs"), [([], "2"), (["--runs", "7"], "7")])
+def test_a_check_measures_nothing_and_takes_no_time_for_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: list[str], runs: str
+) -> None:
+    """200 of each case took more than its 15 minutes on two busy cores."""
+    asked: list[str] = []
+
+    def noted(name: str, command: list[str], timeout_s: float) -> dict[str, object]:
+        asked.append(command[command.index("--runs") + 1])
+        return {"backend": name, "error": "not run"}
+
+    monkeypatch.setattr(bench.gpu, "make_random_bundle", lambda *given: None)
+    monkeypatch.setattr(bench.gpu, "in_process", noted)
+    main(["--cpu-check", "--out", str(tmp_path / "gpu.json"), "--only", "onnx-fp32", *given])
+    assert asked == [runs] * 3
+
+
 def test_a_profiler_that_does_not_run_costs_its_own_figures_only(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -217,7 +234,7 @@ def test_paths_are_those_of_who_calls_it(tmp_path: Path) -> None:
 @pytest.mark.timeout(DEADLINE_S)
 def test_the_check_without_a_gpu_goes_through(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
-    command = ["bash", str(SCRIPT), "--cpu-check", "--runs", "2", "--out", str(out)]
+    command = ["bash", str(SCRIPT), "--cpu-check", "--out", str(out)]
     done = subprocess.run(
         command, env={**os.environ, "PYTHON": sys.executable}, text=True, timeout=DEADLINE_S, check=False
     )
