@@ -13,6 +13,7 @@ from torch import Tensor
 
 import engines.onnx
 import stream.control
+from engines.export import export_graph
 from engines.predictor import EnginePredictor
 from stream import bus, recognise
 from stream.config import WorkerConfig
@@ -150,7 +151,6 @@ def test_a_long_build_is_told_again_and_again(tmp_path: Path, monkeypatch: pytes
     """One network of the published size may take longer than the two minutes that a start has from the last word."""
     said_often, building = threading.Event(), threading.Event()
     told: list[str] = []
-    export = engines.onnx.export_graph
 
     def preparing() -> None:
         told.append("preparing")
@@ -161,7 +161,7 @@ def test_a_long_build_is_told_again_and_again(tmp_path: Path, monkeypatch: pytes
         told.clear()
         building.set()
         assert said_often.wait(60), "the build is not told"
-        return export(*given)
+        return export_graph(*given)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(stream.control, "_TELL_EVERY_S", 0.01)
