@@ -78,13 +78,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cpu-check", action="store_true", help="small networks, no GPU: does the script work?")
-    parser.add_argument("--runs", type=int, default=200, help="utterances alone that are timed")
+    parser.add_argument("--runs", type=int, help="utterances alone that are timed (default: 200; 2 with --cpu-check)")
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="CASE", help=f"some of {', '.join(NAMES)}")
     parser.add_argument("--timeout-s", type=float, default=900, help="for each case, its start included (default: 900)")
     parser.add_argument("--out", type=Path, help="JSON file (default: bench/results/gpu-NAME-DAY.json)")
     parser.add_argument("--case", choices=[*NAMES, FLOOR], help=argparse.SUPPRESS)  # one of them, in its own process
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    options.runs = options.runs or (2 if options.cpu_check else 200)
     if options.case:
         run_case(options.case, options.work, options.runs)
         return 0

@@ -8,15 +8,19 @@
 #
 # What else is given goes to bench/gpu.py (--only, --runs, --timeout-s, --out). PYTHON names the interpreter.
 set -euo pipefail
+from=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # module=distribution, in the order of their need of one another; torch and transformers must be there.
 needed="msgspec=msgspec filelock=filelock platformdirs=platformdirs soxr=soxr safetensors=safetensors
-    ml_dtypes=ml-dtypes onnx=onnx onnx_ir=onnx-ir onnxscript=onnxscript"
+    ml_dtypes=ml-dtypes google.protobuf=protobuf onnx=onnx onnx_ir=onnx-ir onnxscript=onnxscript"
 tensorrt="tensorrt_rtx_bindings=tensorrt-rtx-cu13-bindings tensorrt_rtx_libs=tensorrt-rtx-cu13-libs
     tensorrt_rtx=tensorrt-rtx-cu13"
 
+absolute() { case $1 in /*) echo "$1" ;; *) echo "$from/$1" ;; esac; }
+
 python=${PYTHON:-}
+case $python in */*) python=$(absolute "$python") ;; esac
 if [ -z "$python" ]; then
     python=python3
     if [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
@@ -40,8 +44,15 @@ pack() {
 missing() {
     "$python" - "$@" <<'END'
 import importlib.util, sys
+
+def lacks(module):
+    try:
+        return importlib.util.find_spec(module) is None
+    except ModuleNotFoundError:  # of the package that it is in
+        return True
+
 pairs = [argument.split("=") for argument in sys.argv[1:]]
-print(*(distribution for module, distribution in pairs if importlib.util.find_spec(module) is None))
+print(*(distribution for module, distribution in pairs if lacks(module)))
 END
 }
 
@@ -49,8 +60,9 @@ wheels=
 arguments=()
 while [ $# -gt 0 ]; do
     case $1 in
-        --pack) shift; pack "$@"; exit ;;
-        --wheels) wheels=$2; shift 2 ;;
+        --pack) shift; pack "$(absolute "$1")" "${@:2}"; exit ;;
+        --wheels) wheels=$(absolute "$2"); shift 2 ;;
+        --out) arguments+=("$1" "$(absolute "$2")"); shift 2 ;;
         *) arguments+=("$1"); shift ;;
     esac
 done

@@ -111,14 +111,10 @@ def cached_plan(
         MissingDependency: What exports it is not installed.
     """
 
-    def tell(share: float) -> None:
-        store.on_work()
-        progress(share)
-
     def build(folder: Path) -> None:
         with TemporaryDirectory(dir=folder) as graphs:
             graph = export_graph(bundle, part, settings.precision, Path(graphs))
-            build_plan(tensorrt, graph_spec(bundle.config, part), settings, graph, folder / PLAN_FILE, tell)
+            build_plan(tensorrt, graph_spec(bundle.config, part), settings, graph, folder / PLAN_FILE, progress)
 
     return store.get_or_build(_plan_key(tensorrt, bundle, part, settings, gpu_name()), build) / PLAN_FILE
 

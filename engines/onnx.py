@@ -57,6 +57,7 @@ def onnx_networks(bundle: Bundle, precision: Precision, run: RunSettings, store:
         MissingDependency: onnxruntime, or a package that builds graphs, is not installed.
         UsageError: There is no such precision.
         EngineError: A graph cannot be built, stored or loaded.
+        OutOfMemory: There is no room for its weights.
     """
     runs = {
         part: _runner(part, _session(cached_graph(bundle, part, precision, store), run)) for part in bundle.config.parts
@@ -207,6 +208,8 @@ def _session(graph: Path, run: RunSettings) -> Any:
             graph, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(_SLOW_FUSIONS)
         )
     except _failures() as error:
+        if _lacks_room(error):
+            raise OutOfMemory(f"{graph}: {error}", "memory for it", "stop what else uses memory") from error
         raise EngineError(
             f"{graph} cannot be loaded: {error}", "a graph that this ONNX Runtime runs", f"remove {graph.parent}"
         ) from error
@@ -232,9 +235,13 @@ def _errors_named(part: str) -> Iterator[None]:
     try:
         yield
     except _failures() as error:
-        if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_ROOM):
+        if _lacks_room(error):
             raise OutOfMemory(f"the {part} graph: {error}", "memory for it", "a smaller batch") from error
         raise PredictorError(f"the {part} graph failed: {error}", "an answer", "run telme-stream doctor") from error
+
+
+def _lacks_room(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_ROOM)
 
 
 def _failures() -> tuple[type[Exception], ...]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,7 +28,7 @@ from telme.bundle import Bundle, load_bundle
 from telme.data import ClipSource, read_rows, windows
 from telme.datasets import DATASETS
 from telme.dialogue import Turn
-from telme.errors import DataError, TelmeStreamError
+from telme.errors import DataError, MissingDependency, TelmeStreamError
 from telme.features import FeatureMaker, Features, Missing
 from telme.predictor import NetworkPredictor, Predictor, TorchPredictor
 
@@ -186,6 +186,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--transcript needs --recording")
     try:
         wanted = [choices(*name.split("-", 1))[0] for name in options.backends]
+        if options.csv is not None:
+            _import_f1_score()  # before minutes are spent
         bundle = load_bundle(options.bundle)
         if options.csv is not None:
             features, truth = annotated(bundle, options.csv)
@@ -203,9 +205,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _weighted_f1(answers: NDArray[np.float64], truth: Sequence[int]) -> float:
     """In percent."""
-    from sklearn.metrics import f1_score  # of the extra `train`
+    return 100 * float(_import_f1_score()(truth, answers.argmax(1), average="weighted", zero_division=0.0))
 
-    return 100 * float(f1_score(truth, answers.argmax(1), average="weighted", zero_division=0.0))
+
+def _import_f1_score() -> Callable[..., float]:
+    try:
+        from sklearn.metrics import f1_score
+    except ImportError as error:
+        raise MissingDependency(f"{error}", "scikit-learn", "pip install '.[train]'") from error
+    found: Callable[..., float] = f1_score
+    return found
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,11 @@ def _first_that_runs(bundle: Bundle, ranked: list[Choice], run: RunSettings, sto
         try:
             return networks_of(bundle, choice, run, store), choice
         except TelmeStreamError as error:
-            _log.warning("%s in %s cannot run here: %s", choice.backend, choice.precision, error)
+            # As text: a record that is kept would keep the error, and with it what it was raised within.
+            _log.warning("%s in %s cannot run here: %s", choice.backend, choice.precision, str(error))
+        # What was made of it lies in cycles. The next one needs its memory, and may record a CUDA graph, in which
+        # nothing can be freed.
+        gc.collect()
     return networks_of(bundle, ranked[-1], run, store), ranked[-1]
 
 

@@ -19,7 +19,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -36,8 +36,6 @@ _FREE_SPACE = "free some space, or let XDG_CACHE_HOME name a folder elsewhere"
 _NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS)
 # Artifacts that agree in these were made of the same thing: where no artifact fits, the reason is told by them.
 _SUBJECT = ("weights", "graph")
-
-_WAIT_STEP_S = 10
 
 _log = logging.getLogger(__name__)
 
@@ -80,12 +78,12 @@ class Store:
 
     Args:
         root: The folder; made when the first artifact is.
-        on_work: Called now and then while something is built or waited for, from any thread.
+        at_work: Makes what is open while an artifact is looked for, waited for or built.
     """
 
-    def __init__(self, root: Path, on_work: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, root: Path, at_work: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
         self.root = root
-        self.on_work = on_work
+        self._at_work = at_work
 
     def get_or_build(self, key: Mapping[str, str], build: Callable[[Path], None]) -> Path:
         """The folder of an artifact, built when there is none that is whole.
@@ -103,9 +101,8 @@ class Store:
         folder = self.root / _name(key)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with self._locked(folder.with_name(folder.name + _LOCK)):
+            with self._at_work(), self._locked(folder.with_name(folder.name + _LOCK)):
                 if not self._usable(folder, key):
-                    self.on_work()
                     _build(folder, key, build)
         except FileNotFoundError as error:
             raise EngineError(
@@ -163,10 +160,24 @@ class Store:
         return folder
 
     def folders(self) -> list[Path]:
-        """Folders of all artifacts, whole or not; what else lies there is somebody else's."""
-        if not self.root.is_dir():
+        """Folders of all artifacts, whole or not; what else lies there is somebody else's.
+
+        Raises:
+            EngineError: The cache cannot be read.
+        """
+        return [path for path in self._entries() if _NAME.fullmatch(path.name) and path.is_dir()]
+
+    def _entries(self) -> list[Path]:
+        try:
+            return sorted(self.root.iterdir())
+        except FileNotFoundError:
             return []
-        return sorted(path for path in self.root.iterdir() if path.is_dir() and _NAME.fullmatch(path.name))
+        except OSError as error:
+            raise EngineError(
+                f"the engine cache cannot be read: {error}",
+                "a folder of one's own",
+                "let XDG_CACHE_HOME name a folder elsewhere",
+            ) from error
 
     def remove(self, folder: Path) -> None:
         """Remove an artifact, once nobody builds it. A process that has loaded it keeps what it has.
@@ -184,10 +195,10 @@ class Store:
         """Remove what processes that were killed left half made, and say what it was; what is being made stays.
 
         Raises:
-            EngineError: The cache cannot be written.
+            EngineError: The cache cannot be read or written.
         """
         removed = []
-        for partial in sorted(self.root.glob(f"*{_BUILDING}")):
+        for partial in (path for path in self._entries() if path.suffix == _BUILDING):
             try:
                 with filelock.FileLock(partial.with_suffix(_LOCK), timeout=0):
                     shutil.rmtree(partial)
@@ -220,17 +231,11 @@ class Store:
             lock.acquire(timeout=0)
         except filelock.Timeout:
             _log.warning("another process builds the engine %s; waiting for it", path.stem)
-            self._wait(lock)
+            lock.acquire()
         try:
             yield
         finally:
             lock.release()
-
-    def _wait(self, lock: filelock.BaseFileLock) -> None:
-        while not lock.is_locked:
-            self.on_work()
-            with suppress(filelock.Timeout):
-                lock.acquire(timeout=_WAIT_STEP_S)
 
     def _usable(self, folder: Path, key: Mapping[str, str]) -> bool:
         if not folder.exists():

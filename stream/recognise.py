@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ def load_model(settings: WorkerConfig, preparing: Callable[[], None] = lambda: N
 
     Args:
         settings: What to load, and on which backend.
-        preparing: Called now and then, from any thread, while it is downloaded or engines are built, which may take
+        preparing: Called every few seconds, in a thread, while it is downloaded or engines are built, which may take
             minutes.
 
     Raises:
@@ -76,7 +77,8 @@ def load_model(settings: WorkerConfig, preparing: Callable[[], None] = lambda: N
         bundle = open_bundle(settings.bundle)
     maker = FeatureMaker(bundle.tokenizer, bundle.config)
     ranked = choices(settings.backend, settings.precision)
-    predictor = EnginePredictor(bundle, ranked, RunSettings(threads=threads), Store(default_root(), preparing))
+    store = Store(default_root(), partial(meanwhile, preparing))
+    predictor = EnginePredictor(bundle, ranked, RunSettings(threads=threads), store)
     _log.info("%s runs on %s: %s", predictor.model_id, predictor.backend, predictor.choice.why)
     silence = np.zeros(CAPTURE_RATE_HZ, dtype=np.int16)
     darkness = np.zeros((FRAMES, 224, 224, 3), dtype=np.uint8)

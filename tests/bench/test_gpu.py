@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from importlib.metadata import requires
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NoReturn
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from torch import nn
 from torch.autograd import DeviceType  # type: ignore[attr-defined]  # it has no other public name
 from torch.nn import functional
@@ -123,6 +128,23 @@ def test_the_file_is_written_after_each_case(monkeypatch: pytest.MonkeyPatch, tm
     assert [row["backend"] for row in report["rows"]] == ["torch-eager-fp32", "onnx-fp32"]
 
 
+@pytest.mark.parametrize(("given", "runs"), [([], "2"), (["--runs", "7"], "7")])
+def test_a_check_measures_nothing_and_takes_no_time_for_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: list[str], runs: str
+) -> None:
+    """200 of each case took more than its 15 minutes on two busy cores."""
+    asked: list[str] = []
+
+    def noted(name: str, command: list[str], timeout_s: float) -> dict[str, object]:
+        asked.append(command[command.index("--runs") + 1])
+        return {"backend": name, "error": "not run"}
+
+    monkeypatch.setattr(bench.gpu, "make_random_bundle", lambda *given: None)
+    monkeypatch.setattr(bench.gpu, "in_process", noted)
+    main(["--cpu-check", "--out", str(tmp_path / "gpu.json"), "--only", "onnx-fp32", *given])
+    assert asked == [runs] * 3
+
+
 def test_a_profiler_that_does_not_run_costs_its_own_figures_only(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -162,11 +184,57 @@ def test_a_machine_without_the_packages_is_told_which(tmp_path: Path) -> None:
     assert "--wheels DIR, which --pack DIR fills" in done.stderr
 
 
+def required(*names: str) -> set[str]:
+    """What distributions need, and those need, on a machine like this one."""
+    found: set[str] = set()
+    asked = [*names]
+    while asked:
+        for line in requires(asked.pop()) or ():
+            wanted = Requirement(line)
+            name = canonicalize_name(wanted.name)
+            if name not in found and (wanted.marker is None or wanted.marker.evaluate({"extra": ""})):
+                found.add(name)
+                asked.append(name)
+    return found
+
+
+def test_what_is_packed_needs_nothing_that_the_machine_may_lack() -> None:
+    """They are installed without what they depend on."""
+    listed = re.search(r'^needed="([^"]*)"', SCRIPT.read_text(encoding="utf-8"), re.MULTILINE)
+    assert listed is not None
+    pairs = dict(pair.split("=") for pair in listed[1].split())
+    there = {*pairs.values(), "torch", "transformers"} | required("torch", "transformers")
+    assert required(*pairs.values()) <= there
+    assert all(find_spec(module) for module in pairs)
+
+
+RECORDING = """#!/bin/sh
+echo "$@" >> "$0.log"
+if [ "$1" = - ] && [ ! -e "$0.asked" ]; then
+    touch "$0.asked"
+    echo msgspec
+fi
+"""
+
+
+def test_paths_are_those_of_who_calls_it(tmp_path: Path) -> None:
+    """Not of the repository, where the script works."""
+    python = tmp_path / "python"
+    python.write_text(RECORDING, encoding="utf-8")
+    python.chmod(0o755)
+    command = ["bash", str(SCRIPT), "--wheels", "wheels", "--out", "figures/gpu.json", "--runs", "2"]
+    subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHON": "./python"}, timeout=60, check=True)
+    asked = (tmp_path / "python.log").read_text(encoding="utf-8").splitlines()
+    (installed,) = (line for line in asked if line.startswith("-m pip install") and line.endswith(" msgspec"))
+    assert f"--find-links {tmp_path}/wheels " in installed
+    assert asked[-1] == f"-m bench.gpu --out {tmp_path}/figures/gpu.json --runs 2"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(DEADLINE_S)
 def test_the_check_without_a_gpu_goes_through(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
-    command = ["bash", str(SCRIPT), "--cpu-check", "--runs", "2", "--out", str(out)]
+    command = ["bash", str(SCRIPT), "--cpu-check", "--out", str(out)]
     done = subprocess.run(
         command, env={**os.environ, "PYTHON": sys.executable}, text=True, timeout=DEADLINE_S, check=False
     )

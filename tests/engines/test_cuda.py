@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
@@ -13,10 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import engines.cuda
+import engines.predictor
 from engines.cuda import CudaDevice, CudaNetworks, Inputs, Lane, Outputs, TorchProgram, Work, need_gpu, torch_networks
 from engines.export import example_inputs, part_module
+from engines.predictor import Choice, EnginePredictor
 from engines.shapes import BATCHES, Sizes, bucket, common_shapes, corner, extent
 from engines.spec import GraphSpec, Range, RunSettings, TensorSpec, graph_spec
+from engines.store import Store
 from telme.bundle import Bundle, load_bundle
 from telme.errors import EngineError, OutOfMemory, PredictorError
 from telme.features import NOT_GIVEN, Features
@@ -207,6 +213,42 @@ def test_a_capture_without_room_is_told_as_such() -> None:
     device = Uncapturable(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
     with pytest.raises(OutOfMemory, match=r"text network at .*'tokens': 64.*out of memory"):
         Lane(SPEC, Summing(), device, graphs=True).warm()
+
+
+class Filling(FakeDevice):
+    """A device that has room for one recording."""
+
+    def capture(self, stream: str, pool: None, work: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+        if self.events:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return super().capture(stream, pool, work)
+
+
+def test_what_had_no_room_gives_its_memory_back_before_the_next_is_tried(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    reference = TorchNetworks(bundle.model)
+    held: list[weakref.ref[TorchProgram]] = []
+
+    def no_room(given: Bundle, *_: object) -> CudaNetworks:
+        program = TorchProgram(part_module(given, "text", "fp32"), FakeDevice.place)
+        held.append(weakref.ref(program))
+        return CudaNetworks(given, {"text": program}, Filling(), "tensorrt", graphs=True)
+
+    def next_one(*_: object) -> TorchNetworks:
+        assert held[0]() is None
+        return reference
+
+    monkeypatch.setattr(engines.predictor, "tensorrt_networks", no_room)
+    monkeypatch.setattr(engines.predictor, "torch_networks", next_one)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    ranked = [Choice("tensorrt", "fp16", "-"), Choice("torch", "fp16", "-")]
+    gc.disable()
+    try:
+        made = EnginePredictor(bundle, ranked, RunSettings(), Store(tmp_path))
+    finally:
+        gc.enable()
+    assert made.choice.backend == "torch"
 
 
 def test_what_is_captured_has_run_before(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ def test_the_answers_are_those_of_torch(bundle: Bundle, store: Store, precision:
     expected = TorchPredictor(bundle).predict(batch)
     networks = onnx_networks(bundle, precision, RUN, store)
     assert networks.backend == f"onnx-{precision}"
+    assert networks.most_rows == {"fp32": 16, "int8": 1}[precision]
     found = NetworkPredictor(bundle, networks).predict(batch)
     for one, other in zip(found, expected, strict=True):
         assert one.probabilities == pytest.approx(other.probabilities, abs=within)
@@ -116,6 +117,17 @@ def test_no_room_is_told_apart(bundle: Bundle, store: Store, monkeypatch: pytest
         NetworkPredictor(bundle, networks).predict(mixed(bundle))
 
 
+def test_a_graph_without_room_is_no_broken_graph(bundle: Bundle, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is told to remove it."""
+
+    def full(*given: object, **named: object) -> None:
+        Full().run(None, None)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", full)
+    with pytest.raises(OutOfMemory, match=r"text\.onnx: .*bad_alloc; expected memory for it; stop what else"):
+        onnx_networks(bundle, "fp32", RUN, store)
+
+
 def test_auto_on_the_cpu_is_onnx_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predictor, "multiplies_bfloat16", lambda: False)
     first, second = choices()
@@ -179,6 +191,11 @@ def test_the_largest_numbers_are_multiplied_as_well_as_others(tmp_path: Path, si
     session = onnxruntime.InferenceSession(tmp_path / "out.onnx", providers=["CPUExecutionProvider"])
     (answer,) = session.run(None, {"x": given})
     np.testing.assert_allclose(answer, given @ weight, rtol=0.01)
+
+
+def test_the_fusion_is_never_rounded(bundle: Bundle, store: Store) -> None:
+    """It is small, and its answer is the last."""
+    assert onnx.cached_graph(bundle, "fusion", "int8", store) == onnx.cached_graph(bundle, "fusion", "fp32", store)
 
 
 def test_a_graph_of_another_processors_int8_is_not_taken(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -104,3 +105,12 @@ def test_a_backend_that_cannot_run_keeps_nothing_from_the_others(
     assert lines[-1] == f"torch-bf16 cannot run: {report['cannot_run']['torch-bf16']}"
     assert main(asked) == 1
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == []
+
+
+def test_what_weighted_f1_needs_is_asked_for_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
+    assert main(["--bundle", "not looked for", "--csv", "dev.csv"]) == 1
+    assert "sklearn.metrics" in (said := capsys.readouterr().err)
+    assert said.endswith("expected scikit-learn; pip install '.[train]'\n")

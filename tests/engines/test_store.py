@@ -9,8 +9,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 import pytest
@@ -110,24 +114,60 @@ def test_two_processes_build_once_and_the_second_waits(tmp_path: Path) -> None:
     assert (Store(tmp_path).folders()[0] / "plan").read_text() == "first"
 
 
-def test_work_is_told_as_it_goes_on(tmp_path: Path) -> None:
-    told: list[str] = []
-    store = Store(tmp_path, on_work=lambda: told.append("work"))
-    store.get_or_build(KEY, writes("a plan"))
+class Work:
+    """What a store opens while it is at work.
+
+    Attributes:
+        times: How often it was opened.
+        opened: Whether it is.
+    """
+
+    def __init__(self) -> None:
+        self.times = 0
+        self.opened = threading.Event()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        self.times += 1
+        self.opened.set()
+        try:
+            yield
+        finally:
+            self.opened.clear()
+
+
+def test_work_is_open_for_as_long_as_a_build_takes(tmp_path: Path) -> None:
+    work = Work()
+    store = Store(tmp_path, work)
+
+    def build(folder: Path) -> None:
+        assert work.opened.is_set()
+
+    store.get_or_build(KEY, build)
+    assert not work.opened.is_set()
     store.get_or_build(KEY, refuses)
-    assert told == ["work"]
+    assert work.times == 2, "gigabytes are digested, which takes long too"
+
+    def fails(folder: Path) -> None:
+        assert work.opened.is_set()
+        raise EngineError("node Conv_3 is not supported", "a supported graph", "use --backend onnx")
+
+    with pytest.raises(EngineError, match="Conv_3"):
+        store.get_or_build({**KEY, "graph": "audio"}, fails)
+    assert not work.opened.is_set()
 
 
-def test_a_wait_for_another_process_is_told_too(tmp_path: Path) -> None:
-    with start(tmp_path, "first") as first:
+def test_work_is_open_while_another_process_is_waited_for(tmp_path: Path) -> None:
+    work = Work()
+    with start(tmp_path, "first") as first, ThreadPoolExecutor(1) as waiting:
         assert line(first) == "building"
-
-        def let_it_go_on() -> None:
-            assert first.stdin is not None
-            first.stdin.write("go\n")
-            first.stdin.flush()
-
-        assert (Store(tmp_path, let_it_go_on).get_or_build(KEY, refuses) / "plan").read_text() == "first"
+        folder = waiting.submit(Store(tmp_path, work).get_or_build, KEY, refuses)
+        assert work.opened.wait(DEADLINE_S)
+        assert first.stdin is not None
+        first.stdin.write("go\n")
+        first.stdin.flush()
+        assert (folder.result(DEADLINE_S) / "plan").read_text() == "first"
+        assert not work.opened.is_set()
         assert first.wait(DEADLINE_S) == 0
 
 
@@ -414,3 +454,16 @@ def test_an_artifact_under_another_name_does_not_hold(tmp_path: Path) -> None:
 
 def test_no_cache_holds_no_artifacts(tmp_path: Path) -> None:
     assert Store(tmp_path / "none").folders() == []
+
+
+def test_a_cache_that_cannot_be_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that was made by another user; permissions do not bind root, who may run the tests."""
+
+    def refuse(folder: Path) -> NoReturn:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    store = Store(tmp_path / "cache")
+    for look in (store.folders, store.remove_unfinished):
+        with pytest.raises(EngineError, match=r"cannot be read: .*Permission denied: .*cache.*XDG_CACHE_HOME"):
+            look()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from torch import Tensor
 
+import engines.onnx
+import stream.control
+from engines.export import export_graph
 from engines.predictor import EnginePredictor
 from stream import bus, recognise
 from stream.config import WorkerConfig
@@ -18,7 +23,7 @@ from telme.bundle import Bundle, load_bundle
 from telme.errors import FeatureError, OutOfMemory
 from telme.features import FeatureMaker, Features
 from telme.predictor import NetworkPredictor, Prediction, TorchNetworks
-from tests.bundles import make_full_bundle
+from tests.bundles import make_full_bundle, make_tiny_bundle
 from tests.stream.workers import utterance
 
 CHANCE = np.random.default_rng(3)
@@ -140,6 +145,29 @@ def test_the_backend_that_is_asked_for_answers(tmp_path: Path, backend: str) -> 
     assert model.predictor.backend.startswith(backend)
     answer = emotion([*Recognizer(model, lambda *_: []).recognise([said(FIRST)])])
     assert answer.backend == model.predictor.backend
+
+
+def test_a_long_build_is_told_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One network of the published size may take longer than the two minutes that a start has from the last word."""
+    said_often, building = threading.Event(), threading.Event()
+    told: list[str] = []
+
+    def preparing() -> None:
+        told.append("preparing")
+        if building.is_set() and len(told) > 3:
+            said_often.set()
+
+    def long(*given: Any) -> Path:
+        told.clear()
+        building.set()
+        assert said_often.wait(60), "the build is not told"
+        return export_graph(*given)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(stream.control, "_TELL_EVERY_S", 0.01)
+    monkeypatch.setattr(engines.onnx, "export_graph", long)
+    load_model(WorkerConfig(str(make_tiny_bundle(tmp_path / "tiny")), threads=1, backend="onnx"), preparing)
+    assert not any(thread.name == "preparing" for thread in threading.enumerate())
 
 
 def test_what_the_first_answer_compiled_is_kept_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
