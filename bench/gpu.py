@@ -85,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--case", choices=[*NAMES, FLOOR], help=argparse.SUPPRESS)  # one of them, in its own process
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    options.runs = options.runs or (2 if options.cpu_check else 200)
+    if options.runs is None:
+        options.runs = 2 if options.cpu_check else 200
     if options.case:
         run_case(options.case, options.work, options.runs)
         return 0

@@ -112,7 +112,7 @@ class Transcriber:
         silero.load()
         self.device, self._whisper = _choose(_locate(config.model), config)
 
-    def transcribe(self, pcm: Pcm, speech: float | None = None) -> Transcription:
+    def transcribe(self, pcm: Pcm) -> Transcription:
         """Transcribe one utterance.
 
         Nothing is remembered between calls, so that a speculative result may be dropped. A running call cannot be
@@ -121,12 +121,11 @@ class Transcriber:
 
         Args:
             pcm: int16 [S] at 16 kHz.
-            speech: The share of the utterance that holds speech, when the caller knows it; otherwise measured here.
 
         Raises:
             TranscriptionError: The model failed.
         """
-        return self._hear(pcm, speech, may_fall_back=True)
+        return self._hear(pcm, may_fall_back=True)
 
     def glance(self, pcm: Pcm) -> Transcription:
         """Transcribe what was said so far, on the short window alone: for a guess that must not take long.
@@ -134,11 +133,11 @@ class Transcriber:
         Raises:
             TranscriptionError: The model failed.
         """
-        return self._hear(pcm, None, may_fall_back=False)
+        return self._hear(pcm, may_fall_back=False)
 
-    def _hear(self, pcm: Pcm, speech: float | None, may_fall_back: bool) -> Transcription:
-        share = speech_share(pcm) if speech is None else speech
-        reason = why_not_heard(pcm, share, self._config.min_level_dbfs)
+    def _hear(self, pcm: Pcm, may_fall_back: bool) -> Transcription:
+        speech = speech_share(pcm)
+        reason = why_not_heard(pcm, speech, self._config.min_level_dbfs)
         if reason is not None:
             return Transcription("", reason)
         self.calls += 1
@@ -153,7 +152,7 @@ class Transcriber:
         self.fallbacks += fell_back
         return Transcription(
             text=decoded.text,
-            rejected=why_rejected(decoded, share),
+            rejected=why_rejected(decoded, speech),
             certain=why_rejected(decoded) is None,
             avg_logprob=decoded.avg_logprob,
             no_speech_prob=decoded.no_speech_prob,

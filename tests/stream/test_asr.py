@@ -125,9 +125,12 @@ def test_what_is_no_speech_is_rejected(transcriber: Transcriber, seconds: float)
     assert believed == []
 
 
-def test_what_is_no_speech_is_rejected_after_whisper_too(transcriber: Transcriber) -> None:
+def test_what_is_no_speech_is_rejected_after_whisper_too(
+    transcriber: Transcriber, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As if the gate before it had let everything pass."""
-    said = {name: transcriber.transcribe(pcm, speech=0.29) for name, pcm in no_speech(2.0)}
+    monkeypatch.setattr(asr, "speech_share", lambda pcm: 0.29)
+    said = {name: transcriber.transcribe(pcm) for name, pcm in no_speech(2.0)}
     assert [name for name, result in said.items() if result.rejected is None] == []
     assert sum(result.window_ms > 0 for result in said.values()) >= 15
     # Noise seldom costs another try. Processors round differently: none, one and two of these are doubtful.
