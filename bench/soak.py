@@ -3,8 +3,10 @@
 The whole program, capture and worker with their sockets and journals, replays a recording of that length as fast as it
 goes: once silence, once conversations without end (bench/conversations.py). The resident memory of both processes is
 read all the while. What counts is the slope of a line through it, in MB per hour of sound; the first sixth, in which
-caches fill, is left out. The line goes through the least figure of each of ten pieces: a transcription takes
-tens of MB for an instant and gives them back, and a line through such peaks says where they fell by chance.
+caches fill, is left out, and the last twentieth, in which the recognizer works off what waits. The line goes through
+the least figure of each of ten pieces: a transcription takes tens of MB for an instant and gives them back, and a line
+through such peaks says where they fell by chance. "of files": the slope of what is mapped from files alone, a part of
+the other. A row of weights that stands for a word is read when the word is first said.
 
 A table; with --json also one JSON object as the last line.
 """
@@ -38,6 +40,7 @@ from stream.processes import set_up_logging
 ROLES = ("capture", "worker")
 PERIOD_S = 0.01  # the instants between two transcriptions are rare
 WARM_UP = 1 / 6
+WIND_DOWN = 1 / 20
 PIECES = 10  # of what is left
 CHAPTER_S = 300  # of conversation, said again and again
 TURNS = 12
@@ -46,27 +49,28 @@ _MB = 1_000_000
 
 @dataclass
 class Memory:
-    """Resident bytes of each process over the wall clock, while the recording is replayed."""
+    """Resident bytes of each process over the wall clock, and those of files, while the recording is replayed."""
 
     seconds: list[float] = field(default_factory=list)
     resident: dict[str, list[int]] = field(default_factory=lambda: {role: [] for role in ROLES})
+    of_files: dict[str, list[int]] = field(default_factory=lambda: {role: [] for role in ROLES})
     emotions: int = 0
 
-    def slope_mb(self, role: str, hours: float) -> float:
+    def slope_mb(self, values: Sequence[float], hours: float) -> float:
         """MB per hour of sound, which was fed at an even pace over so many hours."""
-        return slope(self.seconds, self.resident[role], WARM_UP) / hours / _MB
+        return slope(self.seconds, values) / hours / _MB
 
 
-def slope(times: Sequence[float], values: Sequence[float], left_out: float) -> float:
+def slope(times: Sequence[float], values: Sequence[float]) -> float:
     """How much a line through the least values of the pieces rises from the first to the last time.
 
     Args:
         times: Of the values, rising.
-        values: At least two after what is left out.
-        left_out: Share of the time at the beginning that does not count for the line.
+        values: At least two between WARM_UP and WIND_DOWN.
     """
     x, y = np.asarray(times, float), np.asarray(values, float)
-    settled = x >= x[0] + left_out * (x[-1] - x[0])
+    share = (x - x[0]) / (x[-1] - x[0])
+    settled = (share >= WARM_UP) & (share <= 1 - WIND_DOWN)
     pieces = np.array_split(np.flatnonzero(settled), min(PIECES, int(settled.sum())))
     least = [piece[np.argmin(y[piece])] for piece in pieces]
     per_second, _ = np.polyfit(x[least], y[least], 1)
@@ -102,13 +106,16 @@ class Watcher:
                 continue
             self.memory.seconds.append(time.monotonic())
             for role in ROLES:
-                self.memory.resident[role].append(resident_bytes(pids[role] or 0))
+                resident, of_files = resident_bytes(pids[role] or 0)
+                self.memory.resident[role].append(resident)
+                self.memory.of_files[role].append(of_files)
 
 
-def resident_bytes(pid: int) -> int:
-    """Resident memory of a process (Linux)."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def resident_bytes(pid: int) -> tuple[int, int]:
+    """Resident memory of a process, and how much of it are pages of files (Linux)."""
+    _, resident, of_files, *_ = map(int, Path(f"/proc/{pid}/statm").read_text().split())
+    page = os.sysconf("SC_PAGE_SIZE")
+    return resident * page, of_files * page
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -130,14 +137,22 @@ def soak(minutes: int, seed: int) -> dict[str, float]:
     """
     figures: dict[str, float] = {"minutes": minutes}
     sounds: dict[str, Callable[[int, int], Pcm]] = {"silence": silence, "speech": speech}
-    print(f"{'sound':<8} {'process':<8} {'MB at the end':>13} {'MB an hour':>10} {'emotions':>8} {'took':>7}")
+    print("sound    process  MB at the end MB an hour of files emotions    took")
     for name, make in sounds.items():
         memory = run(make(minutes, seed))
         took_s = memory.seconds[-1] - memory.seconds[0]
         for role in ROLES:
-            per_hour, last = memory.slope_mb(role, minutes / 60), memory.resident[role][-1] / _MB
-            print(f"{name:<8} {role:<8} {last:>13.1f} {per_hour:>10.2f} {memory.emotions:>8} {took_s:>6.0f}s")
-            figures |= {f"{name}_{role}_mb_per_hour": round(per_hour, 3), f"{name}_{role}_mb": round(last, 1)}
+            last = memory.resident[role][-1] / _MB
+            per_hour, of_files = (
+                memory.slope_mb(values[role], minutes / 60) for values in (memory.resident, memory.of_files)
+            )
+            slopes = f"{per_hour:>10.2f} {of_files:>8.2f}"
+            print(f"{name:<8} {role:<8} {last:>13.1f} {slopes} {memory.emotions:>8} {took_s:>6.0f}s")
+            figures |= {
+                f"{name}_{role}_mb_per_hour": round(per_hour, 3),
+                f"{name}_{role}_of_files_mb_per_hour": round(of_files, 3),
+                f"{name}_{role}_mb": round(last, 1),
+            }
     return figures
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from stream.config import Config
 from stream.control import Control
 from stream.items import Session
-from stream.machine import keep_no_caches, stop_telemetry
+from stream.machine import keep_no_caches, keep_one_heap, stop_telemetry
 from telme.errors import ProcessError, TelmeStreamError
 
 
@@ -35,6 +35,7 @@ def capture_main(config: Config, session: Session, folder: Path, debug: bool, li
     """Process 1."""
     control = Control(line)
     keep_no_caches()
+    keep_one_heap()
     with _reported(control, debug):
         from stream import capture
 

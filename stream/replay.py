@@ -371,7 +371,7 @@ def _open(path: Path) -> InputContainer:
     if not path.is_file():
         raise SourceError(f"{path} is not a file", "a sound or video file", "check the path")
     try:
-        return open_media(path)
+        return open_media(path, once_through=True)
     except (av.FFmpegError, OSError) as error:
         raise SourceError(
             f"{path} cannot be read as media ({error})", "a sound or video file", "see whether `ffprobe` reads it"

@@ -11,14 +11,21 @@ from av.container import InputContainer
 from av.stream import Disposition, Stream
 from numpy.typing import NDArray
 
+# FFmpeg notes where the packets lie that it has read, to find them again: up to 1 MiB a stream, filled in an hour.
+_LEAST_INDEX = {"indexmem": "16384"}
 
-def open_media(path: Path) -> InputContainer:
+
+def open_media(path: Path, once_through: bool = False) -> InputContainer:
     """Open a file, and nothing else: a path is never taken for a protocol, nor may a playlist reach out to the network.
+
+    Args:
+        path: The file.
+        once_through: It is read from the beginning to the end; seeking back in it takes longer.
 
     Raises:
         av.FFmpegError, OSError: It cannot be read.
     """
-    options = {"protocol_whitelist": "file"}
+    options = {"protocol_whitelist": "file", **(_LEAST_INDEX if once_through else {})}
     return av.open(str(path.resolve()), "r", metadata_errors="replace", container_options=options)
 
 

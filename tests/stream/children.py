@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
-from threading import Event
+from tempfile import NamedTemporaryFile
+from threading import Barrier, Event, Thread
 from types import SimpleNamespace
 
 import stream
 from stream.config import Config
 from stream.control import Control, hear
-from stream.processes import worker_main
+from stream.items import Session
+from stream.processes import capture_main, worker_main
 
 FAILURE = {"seen": "no microphone", "expected": "one", "remedy": "plug one in", "exit_code": "2"}
 
@@ -135,6 +138,36 @@ def over(line: Connection) -> None:
     setattr(stream, "worker", SimpleNamespace(run=lambda *given: given[-1].ready({"state": "ready"})))  # noqa: B010
     worker_main(Config(), Path(), False, line)
     Event().wait()
+
+
+def counting_heaps(line: Connection) -> None:
+    """A capture that is ready once it knows how many heaps its threads allocate from."""
+    setattr(stream, "capture", SimpleNamespace(run=lambda *given: given[-1].ready({"heaps": str(heaps())})))  # noqa: B010
+    capture_main(Config(), Session(None, fast=False, pictures=False), Path(), False, line)
+
+
+def heaps() -> int:
+    """Heaps of glibc's that four threads and this one have memory from."""
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    together = Barrier(4)
+
+    def allocate() -> None:
+        together.wait()  # so that none takes over the heap of one that has ended
+        libc.malloc(ctypes.c_size_t(100))
+        together.wait()
+
+    threads = [Thread(target=allocate) for _ in range(together.parties)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    libc.fopen.restype = ctypes.c_void_p
+    with NamedTemporaryFile("r", encoding="ascii") as report:
+        told = ctypes.c_void_p(libc.fopen(os.fsencode(report.name), b"w"))
+        libc.malloc_info(0, told)
+        libc.fclose(told)
+        return report.read().count("<heap nr=")
 
 
 def failing_for_ever(line: Connection) -> None:

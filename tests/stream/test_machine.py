@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+from multiprocessing import Pipe, get_context
 
 import pytest
 
 from bench.soak import resident_bytes
+from stream.control import hear
 from stream.machine import give_back_memory, keep_no_caches
+from tests.stream.children import counting_heaps
 
 BLOCK_BYTES = 2_000
 BLOCKS = 50_000
@@ -26,11 +29,22 @@ def test_freed_memory_goes_back_to_the_system() -> None:
         ctypes.memset(block, 1, BLOCK_BYTES)
     for block in blocks[:-1]:  # the last one pins the end of the heap
         libc.free(block)
-    before = resident_bytes(os.getpid())
+    before, _ = resident_bytes(os.getpid())
     give_back_memory()
-    after = resident_bytes(os.getpid())
+    after, _ = resident_bytes(os.getpid())
     libc.free(blocks[-1])
     assert before - after > 0.8 * BLOCK_BYTES * BLOCKS
+
+
+def test_the_threads_of_the_capture_share_one_heap() -> None:
+    if not hasattr(ctypes.CDLL(None), "malloc_info"):
+        pytest.skip("the C library is not glibc")
+    near, far = Pipe()
+    with near, far:
+        process = get_context("spawn").Process(target=counting_heaps, args=(far,))
+        process.start()
+        assert hear(near).facts == {"heaps": "1"}
+        process.join()
 
 
 def test_the_recognizer_keeps_no_caches_unless_the_user_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
