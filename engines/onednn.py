@@ -1,4 +1,4 @@
-"""The graphs under torch on the CPU in bfloat16, for processors that multiply such matrices themselves (AMX).
+"""The graphs under torch on the CPU in bfloat16, for processors that multiply such numbers themselves.
 
 A network is exported to a flat graph, in which products of one input become one, an activation or a sum that follows
 becomes part of its product, and weights lie as oneDNN reads them. torch.compile does the same, but needs a C++ compiler

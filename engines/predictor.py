@@ -74,7 +74,7 @@ def choices(backend: str = "auto", precision: str = "auto") -> list[Choice]:
         order = [("onnx", why), ("torch", "ONNX Runtime cannot run here")]
     ranked = [Choice(one, asked or usual[one], why) for one, why in order]
     if not gpu and precision in ("auto", "bf16") and multiplies_bfloat16():
-        ranked.insert(0, Choice("torch", "bf16", "no GPU, but a processor with matrix products in bfloat16 (AMX)"))
+        ranked.insert(0, Choice("torch", "bf16", "no GPU, but a processor with products in bfloat16"))
     return ranked
 
 

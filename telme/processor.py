@@ -11,8 +11,9 @@ def knows_bfloat16() -> bool:
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether it has matrix products in bfloat16 (AMX); without them bfloat16 gains nothing sure."""
-    return knows_bfloat16() and bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    """Whether it has products in bfloat16 (AMX, AVX512-BF16); without them bfloat16 gains nothing sure."""
+    can = torch.cpu.get_capabilities()
+    return knows_bfloat16() and any(can.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def adds_int8_exactly() -> bool:

@@ -21,6 +21,7 @@ from torch import nn
 from torch.autograd import DeviceType  # type: ignore[attr-defined]  # it has no other public name
 from torch.nn import functional
 
+import bench.floor
 import bench.gpu
 from bench.floor import Ceilings, count_flops, measure_ceilings
 from bench.gpu import compare, in_process, main, print_table, profiled, slowest
@@ -39,6 +40,21 @@ def test_the_floor_is_the_larger_of_arithmetic_and_memory() -> None:
     measured = measure_ceilings(torch.device("cpu"), torch.float32)
     assert measured.flops_per_s > 0
     assert measured.bytes_per_s > 0
+
+
+@pytest.mark.parametrize(("torch_s", "onnx_s"), [(2.0, 1.0), (1.0, 2.0)])
+def test_the_ceiling_in_float32_is_that_of_the_faster_library(
+    torch_s: float, onnx_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's may be slower on some processors; the other's figures would lie below their floor."""
+
+    def by_onnx() -> None:
+        """Stands for its product."""
+
+    monkeypatch.setattr(bench.floor, "_onnx_product", lambda edge, dtype: by_onnx)
+    monkeypatch.setattr(bench.floor, "_best_s", lambda work, device: onnx_s if work is by_onnx else torch_s)
+    measured = measure_ceilings(torch.device("cpu"), torch.float32)
+    assert measured.flops_per_s == 2 * 1024**3 / 1.0
 
 
 def test_operations_are_counted() -> None:

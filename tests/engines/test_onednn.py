@@ -103,6 +103,18 @@ def test_a_processor_without_bfloat16_is_a_clear_error(
         networks_of(bundle, asked, RunSettings(), store)
 
 
+@pytest.mark.parametrize(
+    ("can", "multiplies"),
+    [({"amx_bf16": True}, True), ({"avx512_bf16": True}, True), ({"avx512_f": True, "avx512_bf16": False}, False)],
+)
+def test_products_in_bfloat16_are_those_of_amx_and_of_avx512(
+    can: dict[str, bool], multiplies: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processor, "knows_bfloat16", lambda: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
+    assert processor.multiplies_bfloat16() is multiplies
+
+
 @needs_bfloat16
 def test_auto_takes_it_where_the_processor_has_such_products(
     bundle: Bundle, store: Store, monkeypatch: pytest.MonkeyPatch
@@ -110,7 +122,7 @@ def test_auto_takes_it_where_the_processor_has_such_products(
     monkeypatch.setattr(predictor, "multiplies_bfloat16", lambda: True)
     first, *others = choices()
     assert (first.backend, first.precision) == ("torch", "bf16")
-    assert "AMX" in first.why
+    assert "products in bfloat16" in first.why
     assert [(one.backend, one.precision) for one in others] == [("onnx", "fp32"), ("torch", "fp32")]
     assert [(one.backend, one.precision) for one in choices("auto", "int8")] == [("onnx", "int8"), ("torch", "int8")]
     assert choices("torch") == [Choice("torch", "fp32", "as asked")]
