@@ -43,6 +43,7 @@ def test_the_threads_of_the_capture_share_one_heap() -> None:
     with near, far:
         process = get_context("spawn").Process(target=counting_heaps, args=(far,))
         process.start()
+        assert near.poll(60), "it said nothing"
         assert hear(near).facts == {"heaps": "1"}
         process.join()
 
