@@ -16,6 +16,7 @@ from engines.onnx import import_onnxruntime
 from telme.bundle import Bundle
 from telme.config import Part
 from telme.features import Features, collate_prompts
+from telme.processor import adds_int8_exactly
 from telme.sound import pad_left
 
 _REPEATS = 20
@@ -26,6 +27,7 @@ _TYPES: Mapping[str, tuple[torch.dtype, int]] = {
     "bf16": (torch.bfloat16, 2),
     "int8": (torch.int8, 1),
 }
+_ONNX_TYPES: Mapping[torch.dtype, type[np.int8] | type[np.float32]] = {torch.int8: np.int8, torch.float32: np.float32}
 
 
 def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: object, **__: object) -> int:
@@ -67,8 +69,8 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
 
     Args:
         device: The device.
-        dtype: Of the products; int8 on the CPU only, and by ONNX Runtime, which is what runs it there. In float32 the
-            better of both: on some processors torch's library does half of what the other does.
+        dtype: Of the products; int8 on the CPU only. In int8 and float32 the better of torch's there and ONNX
+            Runtime's: on some processors one does half of what the other does.
     """
     # On a processor smaller products, which lie in its caches, can be the faster ones.
     edges, numbers = ((8192,), 1 << 28) if device.type == "cuda" else ((256, 512, 1024), 1 << 24)
@@ -81,17 +83,18 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
 
 
 def _product_s(edge: int, device: torch.device, dtype: torch.dtype) -> float:
-    if dtype == torch.int8:
-        return _best_s(_onnx_product(edge, np.int8), device)
     left, right = (torch.rand(edge, edge, device=device).to(dtype) for _ in range(2))
-    taken_s = _best_s(lambda: torch.mm(left, right), device)
-    if dtype == torch.float32 and device.type == "cpu":
-        return min(taken_s, _best_s(_onnx_product(edge, np.float32), device))
-    return taken_s
+    if device.type == "cuda" or dtype not in _ONNX_TYPES:
+        return _best_s(lambda: torch.mm(left, right), device)
+    onnx_s = _best_s(_onnx_product(edge, _ONNX_TYPES[dtype]), device)
+    if dtype == torch.float32:
+        return min(onnx_s, _best_s(lambda: torch.mm(left, right), device))
+    # torch's own of int8 has no kernel for processors without VNNI and takes 50 times as long.
+    return min(onnx_s, _best_s(lambda: torch._int_mm(left, right), device)) if adds_int8_exactly() else onnx_s
 
 
 def _onnx_product(edge: int, dtype: type[np.int8] | type[np.float32]) -> Callable[[], object]:
-    """ONNX Runtime's. torch's own of int8 has no kernel for processors without VNNI and takes 50 times as long."""
+    """ONNX Runtime's."""
     onnxruntime = import_onnxruntime()
     from onnx import TensorProto, helper, numpy_helper
 

@@ -1,9 +1,12 @@
-"""The graphs under torch on the CPU in bfloat16, for processors that multiply such numbers themselves.
+"""The graphs under torch on the CPU in bfloat16, for processors that multiply such numbers themselves, or bytes.
 
 A network is exported to a flat graph, in which products of one input become one, an activation or a sum that follows
 becomes part of its product, and weights lie as oneDNN reads them. torch.compile does the same, but needs a C++ compiler
 on the machine and minutes. The flat graph is kept in the store; weights are laid out when it is loaded. The audio
 student runs as it is: torch.export binds it to sounds of 720 samples or more.
+
+In int8 the graph is the same, and the networks' products are those of engines.int8; what lies between them stays in
+bfloat16, and so do the heads, of one row each.
 
 Shapes: B utterances, T tokens, S samples, F video frames, D = 768 feature, C classes.
 """
@@ -22,15 +25,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from engines.export import dynamic_shapes, example_inputs, graph_key, part_module, quiet, sdpa_timesformer
+from engines.int8 import GELU_FLOOR, Int8Linear, quantise_linears
 from engines.networks import GraphNetworks, Run
 from engines.spec import MOST_BATCH, BuildSettings, Precision, graph_spec
 from engines.store import Store
 from telme.bundle import Bundle
 from telme.config import Part
 from telme.errors import EngineError
-from telme.processor import knows_bfloat16
+from telme.models import AudioStudent
+from telme.processor import knows_bfloat16, multiplies_int8
 
-BACKEND = "torch-cpu-bf16"
+FLAT: tuple[Precision, ...] = ("bf16", "int8")
 # The part that runs as it is, without a graph.
 AS_IT_IS: Part = "audio"
 # Part of every cache key: raise it when a change here changes what is kept. Laying out is not kept.
@@ -43,32 +48,37 @@ _CHECKS = (_aten._assert_tensor_metadata.default,)  # sizes and types are checke
 _log = logging.getLogger(__name__)
 
 
-def onednn_networks(bundle: Bundle, store: Store) -> GraphNetworks:
-    """A bundle's networks in bfloat16; the fusion, which is small and answers last, in float32.
+def onednn_networks(bundle: Bundle, precision: Precision, store: Store) -> GraphNetworks:
+    """A bundle's networks in bfloat16 or int8; the fusion, which is small and answers last, in float32.
 
     Args:
         bundle: Its torch networks are loaded only for the audio student and for graphs that are not in the store.
+        precision: One of FLAT.
         store: Where the graphs are kept.
 
     Raises:
-        EngineError: The processor knows no bfloat16, or a graph cannot be exported, stored or loaded.
+        EngineError: The processor lacks the precision, or a graph cannot be exported, stored or loaded.
     """
-    need_bfloat16()
+    need_products(precision)
     runs = {
-        part: _called(part_module(bundle, part, "bf16")) if part == AS_IT_IS else _run(cached_flat(bundle, part, store))
+        part: _as_it_is(bundle, part, precision)
+        if part == AS_IT_IS
+        else _run(cached_flat(bundle, part, store), precision)
         for part in bundle.config.parts
     }
-    return GraphNetworks(BACKEND, MOST_BATCH, bundle.config, runs)
+    return GraphNetworks(f"torch-cpu-{precision}", MOST_BATCH, bundle.config, runs)
 
 
-def need_bfloat16() -> None:
-    """Check that torch has bfloat16 for this processor.
+def need_products(precision: Precision) -> None:
+    """Check that torch has bfloat16, and bytes where they are asked for, on this processor.
 
     Raises:
         EngineError: It has not.
     """
     if not knows_bfloat16():
-        raise EngineError("torch in bf16 on a processor without it", "AVX-512", "run with --precision fp32")
+        raise EngineError(f"torch in {precision} on a processor without it", "AVX-512", "run with --backend onnx")
+    if precision == "int8" and not multiplies_int8():
+        raise EngineError("torch in int8 on a processor without it", "AVX-512 with VNNI", "run with --backend onnx")
 
 
 def cached_flat(bundle: Bundle, part: Part, store: Store) -> Path:
@@ -78,7 +88,7 @@ def cached_flat(bundle: Bundle, part: Part, store: Store) -> Path:
         EngineError: It cannot be exported or stored.
     """
     precision: Precision = "fp32" if part == "fusion" else "bf16"
-    maker = {"backend": BACKEND, "version": str(torch.__version__), "flat": _REVISION}
+    maker = {"backend": "torch-cpu-bf16", "version": str(torch.__version__), "flat": _REVISION}
 
     def build(folder: Path) -> None:
         _log.info("making the %s graph of %s in %s, kept in %s", part, bundle.model_id, precision, store.root)
@@ -106,7 +116,16 @@ def _export(bundle: Bundle, part: Part, precision: Precision, path: Path) -> Non
         ) from error
 
 
-def _run(path: Path) -> Run:
+def _as_it_is(bundle: Bundle, part: Part, precision: Precision) -> Run:
+    module = part_module(bundle, part, "bf16")
+    if precision == "int8":
+        student = module.network
+        assert isinstance(student, AudioStudent)
+        quantise_linears(student.model)
+    return _called(module)
+
+
+def _run(path: Path, precision: Precision) -> Run:
     try:
         with quiet():
             module = torch.export.load(path).module()
@@ -115,7 +134,7 @@ def _run(path: Path) -> Run:
             f"{path} cannot be loaded: {error}", "a graph that this torch runs", f"remove {path.parent}"
         ) from error
     assert isinstance(module, fx.GraphModule)
-    lay_out(module)
+    lay_out(module, precision)
     return _called(module)
 
 
@@ -127,11 +146,12 @@ def _called(module: nn.Module) -> Run:
     return run
 
 
-def lay_out(module: fx.GraphModule) -> None:
+def lay_out(module: fx.GraphModule, precision: Precision) -> None:
     """Fuse products and lay out their weights, in place; products in float32 stay as they are.
 
     Args:
         module: An exported program's; bfloat16 inside.
+        precision: Of its products; those of one row an utterance stay in bfloat16.
     """
     graph = module.graph
     for node in list(graph.nodes):
@@ -144,19 +164,30 @@ def lay_out(module: fx.GraphModule) -> None:
         if _is_product(module, node):
             beside[node.args[0]].append(node)
     for number, products in enumerate(list(beside.values())):
-        _fuse(module, products, f"_product{number}")
+        fuse = _quantise if precision == "int8" and products[0].meta["val"].dim() > 2 else _fuse
+        fuse(module, products, f"_product{number}")
     graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
 
 
+def _quantise(module: fx.GraphModule, products: list[fx.Node], name: str) -> None:
+    """One product in int8 in the place of those of one input."""
+    given = products[0].args[0]
+    assert isinstance(given, fx.Node)
+    weight, bias = _weights(module, products)
+    module.add_submodule(name, Int8Linear(weight, bias, GELU_FLOOR if _is_gelu(given) else None))
+    with module.graph.inserting_before(products[0]):
+        made = module.graph.call_module(name, (given,))
+    _part_among(module, products, made)
+
+
 def _fuse(module: fx.GraphModule, products: list[fx.Node], name: str) -> None:
     """One product in the place of those of one input, and of what follows it where it is alone."""
     graph, first = module.graph, products[0]
-    weights = [_value(module, node.args[1]) for node in products]
-    laid_out = _mkldnn._reorder_linear_weight(torch.cat(weights).contiguous())  # torch.compile's own
+    weight, bias = _weights(module, products)
+    laid_out = _mkldnn._reorder_linear_weight(weight.contiguous())  # torch.compile's own
     module.register_buffer(f"{name}_weight", laid_out, persistent=False)
-    bias = torch.cat([_value(module, node.args[2]) for node in products])
     module.register_buffer(f"{name}_bias", bias, persistent=False)
     follows = next(iter(first.users)) if len(products) == 1 and len(first.users) == 1 else None
     last = follows if follows is not None and (_is_gelu(follows) or _is_sum(follows, first)) else first
@@ -170,16 +201,31 @@ def _fuse(module: fx.GraphModule, products: list[fx.Node], name: str) -> None:
         else:
             (other,) = (term for term in last.args if term is not first)
             made = graph.call_function(pointwise.binary, (given[0], other, *given[1:], "add"))
-        if len(products) == 1:
-            _replace(graph, last, made)
-            if last is not first:
-                graph.erase_node(first)
-            return
-        sizes = [len(weight) for weight in weights]
-        split = graph.call_function(_aten.split_with_sizes.default, (made, sizes, -1))
-        parts = [graph.call_function(operator.getitem, (split, place)) for place in range(len(products))]
-    for node, part in zip(products, parts, strict=True):
-        _replace(graph, node, part)
+    if last is not first:
+        _replace(graph, last, made)
+        graph.erase_node(first)
+        return
+    _part_among(module, products, made)
+
+
+def _part_among(module: fx.GraphModule, products: list[fx.Node], made: fx.Node) -> None:
+    """Give each of several products its share of the one that was made of them."""
+    if len(products) == 1:
+        _replace(module.graph, products[0], made)
+        return
+    sizes = [len(_value(module, node.args[1])) for node in products]
+    with module.graph.inserting_after(made):
+        split = module.graph.call_function(_aten.split_with_sizes.default, (made, sizes, -1))
+    for place, node in reversed(list(enumerate(products))):
+        with module.graph.inserting_after(split):
+            part = module.graph.call_function(operator.getitem, (split, place))
+        _replace(module.graph, node, part)
+
+
+def _weights(module: fx.GraphModule, products: list[fx.Node]) -> tuple[Tensor, Tensor]:
+    """Weights [N, K] and biases [N] of several products as those of one."""
+    weight, bias = ([_value(module, node.args[place]) for node in products] for place in (1, 2))
+    return torch.cat(weight), torch.cat(bias)
 
 
 def _is_product(module: fx.GraphModule, node: fx.Node) -> bool:

@@ -32,7 +32,7 @@ from telme.errors import DataError, MissingDependency, TelmeStreamError
 from telme.features import FeatureMaker, Features, Missing
 from telme.predictor import NetworkPredictor, Predictor, TorchPredictor
 
-DEFAULT = ("torch-bf16", "onnx-fp32", "onnx-int8")
+DEFAULT = ("torch-bf16", "torch-int8", "onnx-fp32", "onnx-int8")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 
 from engines.build import Progress, cached_plan, installed, toolkit
 from engines.cuda import CudaNetworks, torch_networks
-from engines.onednn import AS_IT_IS, cached_flat, need_bfloat16, onednn_networks
+from engines.onednn import AS_IT_IS, FLAT, cached_flat, need_products, onednn_networks
 from engines.onnx import cached_graph, check_onnx, onnx_networks
 from engines.spec import BuildSettings, Precision, RunSettings, default_profiles, graph_spec
 from engines.store import Store
@@ -21,7 +21,7 @@ from telme.bundle import Bundle
 from telme.config import Part
 from telme.errors import TelmeStreamError, UsageError
 from telme.predictor import NetworkPredictor, Networks, TorchNetworks
-from telme.processor import multiplies_bfloat16
+from telme.processor import multiplies_bfloat16, multiplies_int8
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +75,8 @@ def choices(backend: str = "auto", precision: str = "auto") -> list[Choice]:
     ranked = [Choice(one, asked or usual[one], why) for one, why in order]
     if not gpu and precision in ("auto", "bf16") and multiplies_bfloat16():
         ranked.insert(0, Choice("torch", "bf16", "no GPU, but a processor with products in bfloat16"))
+    if not gpu and precision == "int8" and multiplies_int8():
+        ranked.insert(0, Choice("torch", "int8", "no GPU, but a processor with products of bytes"))
     return ranked
 
 
@@ -131,7 +133,7 @@ def networks_of(bundle: Bundle, choice: Choice, run: RunSettings, store: Store) 
             return tensorrt_networks(bundle, choice.precision, run, store)
         case "torch":
             if _is_flat(choice.precision):
-                return onednn_networks(bundle, store)
+                return onednn_networks(bundle, choice.precision, store)
             if choice.precision == "fp32":
                 return TorchNetworks(bundle.model)
             return torch_networks(bundle, choice.precision, run)
@@ -152,7 +154,7 @@ def check_can_run(choice: Choice) -> None:
             check_runs_here(toolkit())
         case "torch":
             if _is_flat(choice.precision):
-                need_bfloat16()
+                need_products(choice.precision)
 
 
 def built_ahead(
@@ -168,7 +170,7 @@ def built_ahead(
         progress: Called with the share of a compilation that is done.
 
     Returns:
-        None where torch runs the weights as they are.
+        None where torch reads the weights themselves.
 
     Raises:
         UsageError: The backend has no such precision here.
@@ -188,19 +190,21 @@ def built_ahead(
         case "torch":
             if not _is_flat(choice.precision) or part == AS_IT_IS:
                 return None
-            need_bfloat16()
+            need_products(choice.precision)
             return cached_flat(bundle, part, store).parent
 
 
 def _is_flat(precision: Precision) -> bool:
-    """Whether torch runs graphs made for it, as on the CPU in bfloat16, and not the weights as they are.
+    """Whether torch runs graphs made for it, as on the CPU in bfloat16 or int8, and not the bundle's networks.
 
     Raises:
         UsageError: torch has no such precision here.
     """
     gpu = torch.cuda.is_available()
-    known: tuple[Precision, ...] = ("fp32", "fp16", "bf16") if gpu else ("fp32", "bf16")
+    known: tuple[Precision, ...] = ("fp32", "fp16", "bf16") if gpu else ("fp32", *FLAT)
     if precision not in known:
         place = "a GPU" if gpu else "the CPU"
-        raise UsageError(f"torch in {precision} on {place}", " or ".join(known), "use --backend onnx for int8")
-    return precision == "bf16" and not gpu
+        raise UsageError(
+            f"torch in {precision} on {place}", " or ".join(known), "choose one of them, or --backend onnx"
+        )
+    return precision in FLAT and not gpu

@@ -85,7 +85,7 @@ def _build_parts(store: Store, choice: Choice, bundle: Bundle) -> None:
         else:
             typer.echo(f"{_line(read_manifest(folder))}, ready in {time.monotonic() - started_s:.1f} s")
     if as_they_are:
-        typer.echo(f"nothing to build for {', '.join(as_they_are)}: {choice.name} runs the weights as they are")
+        typer.echo(f"nothing to build for {', '.join(as_they_are)}: {choice.name} reads the weights themselves")
 
 
 @app.command("list")

@@ -23,3 +23,8 @@ def adds_int8_exactly() -> bool:
     """
     can = torch.cpu.get_capabilities()
     return not can.get("avx2", False) or any(can.get(name, False) for name in ("avx512_vnni", "avx_vnni"))
+
+
+def multiplies_int8() -> bool:
+    """Whether torch has products of bytes here whose sums are exact, and bfloat16 for what lies between them."""
+    return knows_bfloat16() and adds_int8_exactly()

@@ -313,7 +313,7 @@ def test_word_error_rate_counts_words_alone(spoken: list[str], written: list[str
         (["--modalities", "audio", "--text", "asr", "--clips", "."], 2, "without text"),
         (["--clips", "nowhere"], 1, "no folder nowhere"),
         (["--clips", ".", "--modalities", "audio,video"], 2, "audio and video without text"),
-        (["--backend", "torch", "--precision", "int8"], 2, "torch in int8 on the CPU"),
+        (["--backend", "torch", "--precision", "fp16"], 2, "torch in fp16 on the CPU"),
         (["--against", "nothing.json"], 1, "nothing.json"),
         (["--csv", "nothing.csv"], 1, "no file nothing.csv"),
         (["--save", "/dev/full"], 1, "cannot be written"),

@@ -1,4 +1,4 @@
-"""Tiny bundles under torch in bfloat16 on the CPU: torch's answers, what was fused, bad input, caches."""
+"""Tiny bundles under torch in bfloat16 and int8 on the CPU: torch's answers, what was fused, bad input, caches."""
 
 from __future__ import annotations
 
@@ -9,28 +9,33 @@ import pytest
 import torch
 
 from engines import onednn, predictor
+from engines.int8 import Int8Linear
 from engines.onednn import cached_flat, lay_out, onednn_networks
 from engines.predictor import Choice, choices, networks_of
-from engines.spec import RunSettings
+from engines.spec import Precision, RunSettings
 from engines.store import Store
 from telme import processor
 from telme.bundle import Bundle, open_bundle
+from telme.config import Part
 from telme.errors import EngineError, PredictorError
 from telme.predictor import NetworkPredictor, TorchPredictor
 from tests.bundles import make_tiny_bundle
 from tests.telme.test_predictor import mixed
 
+NO_INT8 = "torch multiplies no bytes exactly on a processor without AVX-512 and VNNI"
+needs_int8 = pytest.mark.skipif(not processor.multiplies_int8(), reason=NO_INT8)
 needs_bfloat16 = pytest.mark.skipif(
     not processor.knows_bfloat16(), reason="torch has no bfloat16 for a processor without AVX-512"
 )
 
 
 @needs_bfloat16
-def test_the_answers_are_those_of_torch_alone_and_together(bundle: Bundle, store: Store) -> None:
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("int8", marks=needs_int8)])
+def test_the_answers_are_those_of_torch_alone_and_together(bundle: Bundle, store: Store, precision: Precision) -> None:
     batch = mixed(bundle)
     expected = TorchPredictor(bundle).predict(batch)
-    networks = onednn_networks(bundle, store)
-    assert networks.backend == "torch-cpu-bf16"
+    networks = onednn_networks(bundle, precision, store)
+    assert networks.backend == f"torch-cpu-{precision}"
     made = NetworkPredictor(bundle, networks)
     together = made.predict(batch)
     for one, other, item in zip(together, expected, batch, strict=True):
@@ -46,7 +51,7 @@ def test_products_are_fused(bundle: Bundle, store: Store) -> None:
     module = torch.export.load(cached_flat(bundle, "text", store)).module()
     assert isinstance(module, torch.fx.GraphModule)
     before = Counter(str(node.target) for node in module.graph.nodes)
-    lay_out(module)
+    lay_out(module, "bf16")
     after = Counter(str(node.target) for node in module.graph.nodes)
     # Two layers of query, key, value, output and the two products of the feed-forward, and two heads.
     assert before["aten.linear.default"] == 2 * 6 + 2
@@ -59,9 +64,34 @@ def test_products_are_fused(bundle: Bundle, store: Store) -> None:
     assert "aten.dropout.default" not in after
 
 
+@needs_int8
+@pytest.mark.parametrize(("part", "rounded", "kept", "lifted"), [("text", 4 + 5, 2, 2), ("video", 7, 1, 1)])
+def test_products_of_many_rows_are_in_int8_and_heads_are_not(
+    bundle: Bundle, store: Store, part: Part, rounded: int, kept: int, lifted: int
+) -> None:
+    module = torch.export.load(cached_flat(bundle, part, store)).module()
+    assert isinstance(module, torch.fx.GraphModule)
+    lay_out(module, "int8")
+    after = Counter(str(node.target) for node in module.graph.nodes)
+    layers = [layer for layer in module.modules() if isinstance(layer, Int8Linear)]
+    assert len(layers) == rounded
+    assert after["mkldnn._linear_pointwise.default"] == kept
+    assert "aten.linear.default" not in after
+    # The second product of each feed-forward reads what a GELU gives.
+    assert sum(layer.floor is not None for layer in layers) == lifted
+
+
+@needs_int8
+def test_int8_reads_the_graph_that_bfloat16_reads(bundle: Bundle, store: Store) -> None:
+    onednn_networks(bundle, "bf16", store)
+    before = sorted(store.root.rglob("graph.pt2"))
+    onednn_networks(bundle, "int8", store)
+    assert sorted(store.root.rglob("graph.pt2")) == before
+
+
 @needs_bfloat16
 def test_bad_input_is_refused_and_the_next_is_answered(bundle: Bundle, store: Store) -> None:
-    networks = onednn_networks(bundle, store)
+    networks = onednn_networks(bundle, "bf16", store)
     good = torch.tensor([[5, 6, 7]])
     for ids, mask in ((good.int(), good), (good, good[:, :2]), (good[0], good)):
         with pytest.raises(PredictorError, match="text graph"):
@@ -74,14 +104,14 @@ def test_bad_input_is_refused_and_the_next_is_answered(bundle: Bundle, store: St
 def test_a_damaged_graph_is_named_and_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = make_tiny_bundle(tmp_path / "bundle")
     store = Store(tmp_path / "cache")
-    onednn_networks(open_bundle(str(folder)), store)
+    onednn_networks(open_bundle(str(folder)), "bf16", store)
     again = open_bundle(str(folder))
-    onednn_networks(again, store)
+    onednn_networks(again, "bf16", store)
     assert "model" not in vars(again)  # torch's networks are not loaded for a graph that is kept
     (graph,) = store.root.rglob("graph.pt2")
     graph.write_bytes(graph.read_bytes()[:-100])
     caplog.set_level("INFO")
-    onednn_networks(again, store)
+    onednn_networks(again, "bf16", store)
     assert "graph.pt2 is damaged" in caplog.text
 
 
@@ -89,7 +119,7 @@ def test_a_graph_that_torch_refuses_is_a_clear_error(tmp_path: Path) -> None:
     graph = tmp_path / "graph.pt2"
     graph.write_bytes(b"no graph")
     with pytest.raises(EngineError, match=r"graph\.pt2 cannot be loaded"):
-        onednn._run(graph)
+        onednn._run(graph, "bf16")
 
 
 def test_a_processor_without_bfloat16_is_a_clear_error(
@@ -100,6 +130,17 @@ def test_a_processor_without_bfloat16_is_a_clear_error(
     assert not processor.multiplies_bfloat16()
     (asked,) = choices("torch", "bf16")
     with pytest.raises(EngineError, match="torch in bf16 on a processor without it; expected AVX-512"):
+        networks_of(bundle, asked, RunSettings(), store)
+
+
+@needs_bfloat16
+def test_a_processor_that_adds_bytes_with_loss_is_a_clear_error(
+    bundle: Bundle, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processor, "adds_int8_exactly", lambda: False)
+    assert [one.name for one in choices("auto", "int8")] == ["onnx-int8", "torch-int8"]
+    (asked,) = choices("torch", "int8")
+    with pytest.raises(EngineError, match="torch in int8 on a processor without it; expected AVX-512 with VNNI"):
         networks_of(bundle, asked, RunSettings(), store)
 
 
@@ -124,6 +165,9 @@ def test_auto_takes_it_where_the_processor_has_such_products(
     assert (first.backend, first.precision) == ("torch", "bf16")
     assert "products in bfloat16" in first.why
     assert [(one.backend, one.precision) for one in others] == [("onnx", "fp32"), ("torch", "fp32")]
-    assert [(one.backend, one.precision) for one in choices("auto", "int8")] == [("onnx", "int8"), ("torch", "int8")]
+    monkeypatch.setattr(predictor, "multiplies_int8", lambda: True)
+    bytewise = choices("auto", "int8")
+    assert [one.name for one in bytewise] == ["torch-int8", "onnx-int8", "torch-int8"]
+    assert "products of bytes" in bytewise[0].why
     assert choices("torch") == [Choice("torch", "fp32", "as asked")]
     assert networks_of(bundle, first, RunSettings(), store).backend == "torch-cpu-bf16"

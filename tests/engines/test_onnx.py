@@ -162,8 +162,8 @@ def test_what_cannot_run_gives_way_only_where_the_program_chooses(
 def test_precisions_that_a_backend_lacks_are_refused(bundle: Bundle, store: Store) -> None:
     with pytest.raises(UsageError, match="bf16 on ONNX Runtime"):
         EnginePredictor(bundle, choices("onnx", "bf16"), RUN, store)
-    with pytest.raises(UsageError, match="torch in int8"):
-        EnginePredictor(bundle, choices("torch", "int8"), RUN, store)
+    with pytest.raises(UsageError, match="torch in fp16"):
+        EnginePredictor(bundle, choices("torch", "fp16"), RUN, store)
 
 
 def test_quantising_needs_a_graph(tmp_path: Path) -> None:

@@ -125,9 +125,9 @@ def test_graphs_for_the_processor_lie_beside_them(
 
 
 @needs_no_gpu
-def test_torch_runs_the_weights_as_they_are(bundle: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_torch_reads_the_weights_themselves(bundle: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("build", "--bundle", str(bundle), "--backend", "torch") == 0
-    assert capsys.readouterr().out == "nothing to build for text: torch-fp32 runs the weights as they are\n"
+    assert capsys.readouterr().out == "nothing to build for text: torch-fp32 reads the weights themselves\n"
     assert not cache.exists()
 
 
@@ -146,7 +146,7 @@ def test_torch_in_bfloat16_on_the_processor_has_graphs(
     text, fusion, audio = capsys.readouterr().out.splitlines()
     assert re.match(r"text +bf16 +torch-cpu-bf16 .* for the processor, weights", text)
     assert re.match(r"fusion +fp32 +torch-cpu-bf16 .* for the processor, weights", fusion)
-    assert audio == "nothing to build for audio: torch-bf16 runs the weights as they are"
+    assert audio == "nothing to build for audio: torch-bf16 reads the weights themselves"
 
 
 @needs_no_gpu
@@ -174,7 +174,7 @@ def test_auto_compiles_no_plan_that_does_not_run_here(
     said = capsys.readouterr()
     assert said.err.startswith("tensorrt-fp16 cannot run here: tensorrt-rtx 1.")
     assert said.err.count("\n") == 1
-    assert said.out == "nothing to build for text: torch-fp16 runs the weights as they are\n"
+    assert said.out == "nothing to build for text: torch-fp16 reads the weights themselves\n"
     assert not cache.exists()
 
 
@@ -292,7 +292,7 @@ def test_an_empty_cache_says_what_fills_it(cache: Path, capsys: pytest.CaptureFi
     [
         (("--precision", "fp9"), 2, "backend 'tensorrt' in 'fp9'; expected one of auto"),
         (("--backend", "magic"), 2, "backend 'magic' in 'auto'; expected one of auto, tensorrt, onnx, torch in"),
-        (("--backend", "torch", "--precision", "int8"), 2, "torch in int8 on the CPU; expected fp32 or bf16"),
+        (("--backend", "torch", "--precision", "fp16"), 2, "torch in fp16 on the CPU; expected fp32 or bf16 or int8"),
         (("--precision", "int8"), 1, "text in int8"),
         (("--backend", "onnx", "--precision", "bf16"), 2, "precision bf16 on ONNX Runtime; expected one of fp32, int8"),
         (("--bundle", "nowhere"), 1, "no bundle 'nowhere'"),
