@@ -12,7 +12,7 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ctranslate2
@@ -47,8 +47,8 @@ _LEVEL_SAMPLES = 300 * SAMPLE_RATE_HZ // 1000
 _FULL_SCALE = 32768.0
 
 # After Whisper (Radford et al. 2022, section 4.5). One deviation: there a no-speech probability of 0.6 counts with a
-# log-probability below -1. tiny.en is a little surer of what it invents on music, and never that sure of silence when
-# somebody speaks in noise.
+# log-probability below -1. tiny.en is a little surer of what it invents on music, and of its no-speech probability the
+# full window's tells short words and the murmur of several voices apart, not a shorter one's (bench/LOG.md).
 _MAX_COMPRESSION_RATIO = 2.4
 _MAX_REPEATED_WORDS = 12
 _MIN_LOGPROB = -1.0
@@ -57,7 +57,7 @@ _MIN_LOGPROB = -1.0
 _CERTAINLY_SPEECH = 0.3
 _MIN_LOGPROB_OF_SPEECH = -2.0
 _MAX_NO_SPEECH = 0.9
-_MAX_NO_SPEECH_UNSURE = 0.6
+_MAX_NO_SPEECH_UNSURE = 0.55
 # Doubts that another try can settle. People do say three words twice.
 _SURE_LOGPROB = -0.6
 _SURE_REPEATED_WORDS = 3
@@ -76,7 +76,8 @@ class Transcription:
         rejected: One line that names the figure and its limit, or None.
         certain: False where somebody speaks but Whisper is unsure of the words.
         avg_logprob: Mean log-probability of the tokens; None when Whisper was not asked.
-        no_speech_prob: Whisper's probability that nobody spoke; None when it was not asked.
+        no_speech_prob: Whisper's probability that nobody spoke, the full window's where that was asked for; None when
+            it was not asked.
         window_ms: The window that gave the text; 0 when Whisper was not asked.
         fell_back: The first try was not believed, and Whisper was asked again.
     """
@@ -167,7 +168,9 @@ class Transcriber:
         decoded = min(decoded, wide, key=_doubt)
         if decoded.window_ms == WINDOW_MS or not _needs_full_window(decoded):
             return decoded
-        return min(decoded, self._decode(samples, WINDOW_MS, self._config.beam_size), key=_doubt)
+        full = self._decode(samples, WINDOW_MS, self._config.beam_size)
+        # Whether anybody speaks is what Whisper learned to say on this window.
+        return replace(min(decoded, full, key=_doubt), no_speech_prob=full.no_speech_prob)
 
     def _decode(self, samples: Samples, margin_ms: int, beam_size: int) -> Decoded:
         """Decode [S]; what is longer than Whisper's 30 s in equal pieces, whose worst figures stand for all."""

@@ -200,7 +200,7 @@ def test_noise_that_never_reaches_whisper_costs_nothing(transcriber: Transcriber
         ({"no_speech_prob": 0.85}, None),
         (
             {"no_speech_prob": 0.85, "avg_logprob": -0.81},
-            "probably no speech (no-speech probability 0.85, at most 0.6 at a mean log-probability of -0.81)",
+            "probably no speech (no-speech probability 0.85, at most 0.55 at a mean log-probability of -0.81)",
         ),
         ({"avg_logprob": -0.99}, None),
         ({"avg_logprob": -1.25}, "too unsure (mean log-probability -1.25, at least -1.0)"),
@@ -221,9 +221,9 @@ def test_the_gates_after_whisper_name_figure_and_limit(changes: dict[str, object
         ({"avg_logprob": -2.1}, 0.3, "too unsure (mean log-probability -2.10, at least -2.0)"),
         ({"avg_logprob": -1.25}, 0.29, "too unsure (mean log-probability -1.25, at least -1.0)"),
         (
-            {"avg_logprob": -1.25, "no_speech_prob": 0.61},
+            {"avg_logprob": -1.25, "no_speech_prob": 0.56},
             1.0,
-            "probably no speech (no-speech probability 0.61, at most 0.6 at a mean log-probability of -1.25)",
+            "probably no speech (no-speech probability 0.56, at most 0.55 at a mean log-probability of -1.25)",
         ),
         ({"repeated": 13}, 1.0, "the text repeats itself (13 words said again, at most 12)"),
     ],

@@ -82,6 +82,30 @@ def test_whisper_is_asked_again_where_another_try_can_settle_a_doubt(
     assert (made.calls, made.fallbacks, said.fell_back) == (1, len(tries) > 1, len(tries) > 1)
 
 
+MURMUR = replace(UNSURE, no_speech_prob=0.8)
+SHORT = replace(UNSURE, text="Hey!", avg_logprob=-0.9, no_speech_prob=0.4)
+
+
+@pytest.mark.parametrize(
+    ("answers", "figure", "believed"),
+    [
+        ([MURMUR, MURMUR, SHORT], 0.4, UNSURE.text),
+        ([MURMUR, MURMUR, replace(SHORT, avg_logprob=-0.65)], 0.4, SHORT.text),
+        ([MURMUR, MURMUR, replace(SHORT, no_speech_prob=0.6)], 0.6, None),
+        ([LOOPING, LOOPING, replace(SHORT, no_speech_prob=0.6)], 0.6, None),
+        ([MURMUR, replace(SHORT, avg_logprob=-0.65)], 0.4, SHORT.text),  # no need to ask
+    ],
+)
+def test_the_full_window_says_whether_anybody_speaks(
+    monkeypatch: pytest.MonkeyPatch, answers: list[Decoded], figure: float, believed: str | None
+) -> None:
+    whisper = PlayedWhisper(*answers)
+    said = transcriber(monkeypatch, whisper).transcribe(loud(1))
+    assert len(whisper.tries) == len(answers)
+    assert said.no_speech_prob == figure
+    assert (None if said.rejected else said.text) == believed
+
+
 def test_unsure_words_of_certain_speech_get_every_try_and_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
     whisper = PlayedWhisper(REJECTED, replace(REJECTED, avg_logprob=-1.1), LOOPING)
     said = transcriber(monkeypatch, whisper, speech=0.3).transcribe(loud(2))
@@ -116,7 +140,7 @@ def test_what_reaches_the_limits_before_whisper_passes_them() -> None:
     "changes",
     [
         {"no_speech_prob": 0.9, "avg_logprob": -0.6},
-        {"no_speech_prob": 0.6, "avg_logprob": -0.61},
+        {"no_speech_prob": 0.55, "avg_logprob": -0.61},
         {"avg_logprob": -1.0},
         {"compression_ratio": 2.4},
     ],
