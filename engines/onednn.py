@@ -43,6 +43,9 @@ _REVISION = "1"
 _FILE = "graph.pt2"
 _aten, _mkldnn = torch.ops.aten, torch.ops.mkldnn
 _DROPOUT, _LINEAR, _GELU, _SUM = _aten.dropout.default, _aten.linear.default, _aten.gelu.default, _aten.add.Tensor
+_ATTENTION = _aten.scaled_dot_product_attention.default
+# What a core's cache holds of them, and less than what glibc gives back to the system between two layers.
+_MOST_SCORES = 1 << 18
 _CHECKS = (_aten._assert_tensor_metadata.default,)  # sizes and types are checked before a run
 
 _log = logging.getLogger(__name__)
@@ -159,6 +162,9 @@ def lay_out(module: fx.GraphModule, precision: Precision) -> None:
             _replace(graph, node, node.args[0])
         elif node.target in _CHECKS:
             graph.erase_node(node)
+        elif _is_plain_attention(node):
+            with graph.inserting_before(node):
+                _replace(graph, node, graph.call_function(attend, node.args, node.kwargs))
     beside: dict[fx.Node, list[fx.Node]] = defaultdict(list)
     for node in graph.nodes:
         if _is_product(module, node):
@@ -226,6 +232,51 @@ def _weights(module: fx.GraphModule, products: list[fx.Node]) -> tuple[Tensor, T
     """Weights [N, K] and biases [N] of several products as those of one."""
     weight, bias = ([_value(module, node.args[place]) for node in products] for place in (1, 2))
     return torch.cat(weight), torch.cat(bias)
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *_: Any, scale: float | None = None
+) -> Tensor:
+    """Attention by two products and a softmax; torch's own takes about twice as long (bench/LOG.md).
+
+    Args:
+        query: [B, N, T, H], N heads.
+        key: [B, N, S, H].
+        value: [B, N, S, H].
+        mask: [B, 1, 1 or T, S], True for what is seen, or what is added to the scores; None: all is seen.
+        scale: Of the scores; None: 1 / sqrt(H).
+
+    Returns:
+        [B, N, T, H].
+    """
+    shape, tokens, seen = query.shape, query.shape[2], key.shape[2]
+    query = query * (shape[3] ** -0.5 if scale is None else scale)
+    if mask is not None and mask.dtype == torch.bool and bool(mask.all()):  # an utterance alone is not padded
+        mask = None
+    if mask is None:  # then it makes no difference which head is whose
+        query, key, value = (given.reshape(1, -1, *given.shape[2:]) for given in (query, key, value))
+    elif mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
+    answer = torch.empty(query.shape, dtype=query.dtype)
+    step = max(_MOST_SCORES // (tokens * seen), 1)
+    for row in range(len(query)):
+        for first in range(0, query.shape[1], step):
+            heads = slice(first, first + step)
+            scores = torch.bmm(query[row, heads], key[row, heads].transpose(1, 2))
+            if mask is not None:
+                scores += mask[row]
+            torch.bmm(scores.softmax(-1), value[row, heads], out=answer[row, heads])
+    return answer.reshape(shape)
+
+
+def _is_plain_attention(node: fx.Node) -> bool:
+    """Whether a node is an attention as `attend` knows it: one mask for all heads, nothing dropped."""
+    if node.target != _ATTENTION or set(node.kwargs) > {"scale"} or any(node.args[4:]):
+        return False
+    query, mask = node.args[0], node.args[3] if len(node.args) > 3 else None
+    if not (isinstance(query, fx.Node) and isinstance(mask, fx.Node)):
+        return mask is None
+    return bool(mask.meta["val"].shape[:-2] == (query.meta["val"].shape[0], 1))
 
 
 def _is_product(module: fx.GraphModule, node: fx.Node) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,6 +88,59 @@ def test_int8_reads_the_graph_that_bfloat16_reads(bundle: Bundle, store: Store) 
     before = sorted(store.root.rglob("graph.pt2"))
     onednn_networks(bundle, "int8", store)
     assert sorted(store.root.rglob("graph.pt2")) == before
+
+
+@pytest.mark.parametrize("asking", [1, 5])
+@pytest.mark.parametrize("masked", ["", "nothing", "some", "added"])
+@pytest.mark.parametrize("most_scores", [1, 60, 1 << 18])
+def test_attention_is_torchs(masked: str, asking: int, most_scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in several goes: one head, and some heads, at a time."""
+    monkeypatch.setattr(onednn, "_MOST_SCORES", most_scores)
+    noise = torch.Generator().manual_seed(8)
+    query = torch.randn(3, asking, 4, 8, generator=noise).transpose(1, 2)  # strides as in the graphs
+    key, value = (torch.randn(3, 5, 4, 8, generator=noise).transpose(1, 2) for _ in range(2))
+    mask: torch.Tensor | None = torch.ones(3, 1, 1, 5, dtype=torch.bool).expand(3, 1, asking, 5).clone()
+    assert mask is not None
+    if masked in ("some", "added"):
+        mask[1, ..., :2] = False
+    if masked == "added":
+        mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    mask = mask if masked else None
+    for scale in (None, 0.7):
+        expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=scale)
+        assert onednn.attend(query, key, value, mask, scale=scale).numpy() == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "mask_shape", "taken"),
+    [
+        ({}, (2, 1, 6, 6), True),
+        ({}, (2, 1, 1, 6), True),
+        ({"scale": 0.3}, (2, 1, 6, 6), True),
+        ({"is_causal": True}, None, False),
+        ({"dropout_p": 0.1}, None, False),
+        ({}, (2, 4, 6, 6), False),
+        ({}, (1, 1, 6, 6), False),
+        ({}, (6, 6), False),
+    ],
+)
+def test_only_attention_with_one_mask_for_all_heads_is_replaced(
+    given: dict[str, Any], mask_shape: tuple[int, ...] | None, taken: bool
+) -> None:
+    class Attention(torch.nn.Module):
+        def forward(self, states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+            return torch.nn.functional.scaled_dot_product_attention(states, states, states, mask, **given)
+
+    inputs = [torch.randn(2, 4, 6, 8)]
+    if mask_shape is not None:
+        inputs.append(torch.ones(mask_shape, dtype=torch.bool))
+    module = torch.export.export(Attention(), tuple(inputs)).module()
+    assert isinstance(module, torch.fx.GraphModule)
+    lay_out(module, "bf16")
+    targets = {node.target for node in module.graph.nodes}
+    assert (onednn.attend in targets) == taken
+    assert (torch.ops.aten.scaled_dot_product_attention.default in targets) != taken
+    assert module(*inputs).shape == (2, 4, 6, 8)
 
 
 @needs_bfloat16
