@@ -48,18 +48,18 @@ _spawn = multiprocessing.get_context("spawn")
 
 
 class RestartBudget:
-    """At most RESTARTS in RESTART_WINDOW_S."""
+    """At most RESTARTS in RESTART_WINDOW_S of work; starts, which may take longer than that, are none."""
 
     def __init__(self) -> None:
         self._times: deque[float] = deque()
 
-    def take(self, now_s: float) -> bool:
-        """Spend one restart; False when there is none left."""
-        while self._times and self._times[0] <= now_s - RESTART_WINDOW_S:
+    def take(self, worked_s: float) -> bool:
+        """Spend one restart after so much work in all; False when there is none left."""
+        while self._times and self._times[0] <= worked_s - RESTART_WINDOW_S:
             self._times.popleft()
         if len(self._times) == RESTARTS:
             return False
-        self._times.append(now_s)
+        self._times.append(worked_s)
         return True
 
 
@@ -76,6 +76,8 @@ class Child:
         again: Gives its arguments when it is started again, of what the one before it told to remember; None: as at
             first.
         remembered: That.
+        ready_at_s: When it said that it was ready, on the monotonic clock.
+        worked_s: How long those before it were ready, in all.
         preparing: It has said that its start goes on, and its deadline has not been moved yet.
         done: It has said that only its end is left, which takes seconds on a machine that is busy.
     """
@@ -90,6 +92,8 @@ class Child:
     process: SpawnProcess | None = None
     line: Connection | None = None
     ready: dict[str, str] | None = None
+    ready_at_s: float = 0.0
+    worked_s: float = 0.0
     failure: dict[str, str] | None = None
     preparing: bool = False
     done: bool = False
@@ -132,7 +136,7 @@ class Child:
             while self.line is not None and self.line.poll():
                 word = hear(self.line)
                 if word.kind == "ready":
-                    self.ready = word.facts
+                    self.ready, self.ready_at_s = word.facts, time.monotonic()
                 elif word.kind == "remember":
                     self.remembered = word.facts
                 elif word.kind == "failed":
@@ -338,9 +342,10 @@ class Supervisor:
     def _revive(self, child: Child) -> None:
         if child.failure is not None or not child.restarts:
             raise _failed(child)
-        if not child.budget.take(time.monotonic()):
+        child.worked_s += time.monotonic() - child.ready_at_s if child.ready is not None else 0.0
+        if not child.budget.take(child.worked_s):
             raise ProcessError(
-                f"{child.name} died {RESTARTS + 1} times in {RESTART_WINDOW_S:.0f} s, last with {_exit(child)}",
+                f"{child.name} died {RESTARTS + 1} times in {RESTART_WINDOW_S:.0f} s of work, last with {_exit(child)}",
                 "a process that stays up",
                 "run telme-stream doctor, then again with --debug",
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 from collections.abc import Callable
 from itertools import accumulate
 from multiprocessing.context import SpawnProcess
@@ -294,9 +295,44 @@ def test_a_child_that_dies_too_often_ends_the_run(supervisor: Supervisor, monkey
     one = child(children.dying, restarts=True)
     supervisor.start(one)
     one.tell("go")
-    with pytest.raises(ProcessError, match="dying died 3 times in 60 s, last with signal SIGKILL") as error:
+    with pytest.raises(ProcessError, match="dying died 3 times in 60 s of work, last with signal SIGKILL") as error:
         supervisor.watch(one)
     assert error.value.exit_code == 1
+
+
+def test_starts_that_take_longer_than_the_window_do_not_stretch_the_budget(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a worker that loads for half a minute and dies of one utterance, which it is sent again each time."""
+    monkeypatch.setattr(supervisor_module, "RESTARTS", 2)
+    monkeypatch.setattr(supervisor_module, "RESTART_WINDOW_S", 0.5)
+    one = child(children.dying, restarts=True)
+    start = one.start
+
+    def take_long() -> None:
+        time.sleep(0.6)
+        start()
+
+    one.start = take_long  # type: ignore[method-assign]
+    supervisor.start(one)
+    one.tell("go")
+    with pytest.raises(ProcessError, match="dying died 3 times"):
+        supervisor.watch(one)
+
+
+def test_work_between_two_deaths_gives_the_budget_back(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "RESTARTS", 1)
+    one = child(children.dying, restarts=True)
+    supervisor.start(one)
+    for _ in range(3):
+        one.tell("go")
+        exit_code(one)
+        one.ready_at_s -= RESTART_WINDOW_S  # it worked so long
+        supervisor._revive(one)
+    one.tell("go")
+    exit_code(one)
+    with pytest.raises(ProcessError, match="dying died 2 times"):
+        supervisor._revive(one)
 
 
 def test_one_that_dies_as_soon_as_it_is_there_again_has_not_ended(
