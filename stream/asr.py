@@ -24,6 +24,7 @@ from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of
 from stream import silero
 from stream.config import AsrConfig
 from stream.items import SAMPLE_RATE_HZ, Pcm
+from stream.voicing import periodicity
 from stream.whisper import MAX_TOKENS_PER_S, WINDOW_MS, Decoded, Samples, WindowedWhisper
 from telme.errors import TranscriptionError
 
@@ -56,6 +57,8 @@ _MIN_LOGPROB = -1.0
 # than that the words may be wrong: then they are marked, not thrown away with the voice and the face (bench/LOG.md).
 _CERTAINLY_SPEECH = 0.3
 _MIN_LOGPROB_OF_SPEECH = -2.0
+# Third. So periodic is one voice, and no murmur of several: it may say what Whisper cannot read at all.
+_ONE_VOICE = 0.72
 _MAX_NO_SPEECH = 0.9
 _MAX_NO_SPEECH_UNSURE = 0.55
 # Doubts that another try can settle. People do say three words twice.
@@ -151,9 +154,12 @@ class Transcriber:
         except (ValueError, RuntimeError) as error:
             raise TranscriptionError(f"Whisper failed: {error}", "a transcript", "run telme-stream doctor") from error
         self.fallbacks += fell_back
+        rejected = why_rejected(decoded, speech)
+        if rejected is not None and speech >= _CERTAINLY_SPEECH and periodicity(pcm) >= _ONE_VOICE:
+            rejected = why_rejected(decoded, speech, one_voice=True)
         return Transcription(
             text=decoded.text,
-            rejected=why_rejected(decoded, speech),
+            rejected=rejected,
             certain=why_rejected(decoded) is None,
             avg_logprob=decoded.avg_logprob,
             no_speech_prob=decoded.no_speech_prob,
@@ -269,12 +275,13 @@ def ends_sentence(text: str) -> bool:
     return bare.endswith((".", "?", "!", "\u3002", "\uff1f", "\uff01")) and not bare.endswith("..")
 
 
-def why_rejected(decoded: Decoded, speech: float = 0.0) -> str | None:
+def why_rejected(decoded: Decoded, speech: float = 0.0, one_voice: bool = False) -> str | None:
     """The gates after Whisper.
 
     Args:
         decoded: What it wrote.
         speech: Share of the utterance that holds speech; 0 asks for certain words.
+        one_voice: It has the pitch of one voice: unsure words and a doubtful no-speech probability will do.
 
     Returns:
         One line with the figure and its limit, or None for text that may be used.
@@ -282,19 +289,16 @@ def why_rejected(decoded: Decoded, speech: float = 0.0) -> str | None:
     no_speech, sure = decoded.no_speech_prob, decoded.avg_logprob
     if not any(character.isalnum() for character in decoded.text):
         return f"no words were recognised (no-speech probability {no_speech:.2f})"
-    if no_speech > _no_speech_limit(decoded):
+    limit = _MAX_NO_SPEECH if one_voice or sure >= _SURE_LOGPROB else _MAX_NO_SPEECH_UNSURE
+    if no_speech > limit:
         return (
-            f"probably no speech (no-speech probability {no_speech:.2f}, at most {_no_speech_limit(decoded)}"
+            f"probably no speech (no-speech probability {no_speech:.2f}, at most {limit}"
             f" at a mean log-probability of {sure:.2f})"
         )
     least = _MIN_LOGPROB_OF_SPEECH if speech >= _CERTAINLY_SPEECH else _MIN_LOGPROB
-    if sure < least:
+    if sure < least and not one_voice:
         return f"too unsure (mean log-probability {sure:.2f}, at least {least})"
     return _why_loop(decoded, _MAX_REPEATED_WORDS)
-
-
-def _no_speech_limit(decoded: Decoded) -> float:
-    return _MAX_NO_SPEECH if decoded.avg_logprob >= _SURE_LOGPROB else _MAX_NO_SPEECH_UNSURE
 
 
 def _why_loop(decoded: Decoded, max_repeated: int) -> str | None:

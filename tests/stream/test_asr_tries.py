@@ -40,11 +40,16 @@ class PlayedWhisper:
 
 
 def transcriber(
-    monkeypatch: pytest.MonkeyPatch, whisper: PlayedWhisper, config: AsrConfig = CONFIG, speech: float = 0.29
+    monkeypatch: pytest.MonkeyPatch,
+    whisper: PlayedWhisper,
+    config: AsrConfig = CONFIG,
+    speech: float = 0.29,
+    pitch: float = 0.0,
 ) -> Transcriber:
     monkeypatch.setattr(asr, "_locate", lambda model: model)
     monkeypatch.setattr(asr, "_choose", lambda folder, config: ("cpu", whisper))
     monkeypatch.setattr(asr, "speech_share", lambda pcm: speech)
+    monkeypatch.setattr(asr, "periodicity", lambda pcm: pitch)
     return Transcriber(config)
 
 
@@ -111,6 +116,31 @@ def test_unsure_words_of_certain_speech_get_every_try_and_are_marked(monkeypatch
     said = transcriber(monkeypatch, whisper, speech=0.3).transcribe(loud(2))
     assert whisper.tries == [FIRST, WIDE, FULL]
     assert (said.text, said.avg_logprob, said.rejected, said.certain) == ("Eye Sam.", -1.1, None, False)
+
+
+UNREAD = replace(SURE, text="the last", avg_logprob=-2.3, no_speech_prob=0.7)
+
+
+@pytest.mark.parametrize(
+    ("answer", "speech", "pitch", "reason"),
+    [
+        (UNREAD, 0.3, 0.72, None),
+        (UNREAD, 0.3, 0.71, "probably no speech"),
+        (UNREAD, 0.29, 1.0, "probably no speech"),
+        (replace(UNREAD, no_speech_prob=0.9), 0.3, 0.72, None),
+        (replace(UNREAD, no_speech_prob=0.91), 0.3, 0.72, "probably no speech"),
+        (replace(UNREAD, no_speech_prob=0.1), 0.3, 0.72, None),
+        (replace(UNREAD, no_speech_prob=0.1), 0.3, 0.71, "too unsure"),
+        (replace(UNREAD, text="..."), 0.3, 0.72, "no words"),
+        (replace(UNREAD, repeated=13), 0.3, 0.72, "the text repeats itself"),
+    ],
+)
+def test_what_one_voice_says_is_marked_where_whisper_cannot_read_it(
+    monkeypatch: pytest.MonkeyPatch, answer: Decoded, speech: float, pitch: float, reason: str | None
+) -> None:
+    said = transcriber(monkeypatch, PlayedWhisper(*[answer] * 3), speech=speech, pitch=pitch).transcribe(loud(1))
+    assert not said.certain
+    assert (said.rejected is None) if reason is None else (said.rejected or "").startswith(reason)
 
 
 def test_no_later_try_is_smaller_than_the_configured_one(monkeypatch: pytest.MonkeyPatch) -> None:

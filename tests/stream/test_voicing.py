@@ -1,0 +1,56 @@
+"""The pitch of one voice: what has it, what has not, and what is too short to say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream.items import SAMPLE_RATE_HZ, Pcm
+from stream.voicing import periodicity
+
+
+def buzz(pitch_hz: float, seconds: float = 0.5) -> Pcm:
+    """Ten harmonics, as of a voice that sings."""
+    times = np.arange(int(seconds * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
+    harmonics = [np.sin(2 * np.pi * n * pitch_hz * times + n * n) / n for n in range(1, 11)]
+    return (3000 * np.sum(harmonics, axis=0)).astype(np.int16)
+
+
+def noise(seconds: float = 0.5) -> Pcm:
+    random = np.random.default_rng(4)
+    return (3000 * random.standard_normal(int(seconds * SAMPLE_RATE_HZ))).clip(-32768, 32767).astype(np.int16)
+
+
+@pytest.mark.parametrize("pitch_hz", [75, 110, 200, 390])
+def test_one_pitch_is_seen(pitch_hz: float) -> None:
+    assert periodicity(buzz(pitch_hz)) > 0.95
+
+
+def test_noise_and_several_pitches_have_none() -> None:
+    assert periodicity(noise()) < 0.4
+    murmur = np.mean([buzz(pitch_hz) for pitch_hz in (83, 107, 139, 181, 229, 293)], axis=0)
+    assert periodicity(murmur.astype(np.int16)) < 0.7
+
+
+def test_what_is_loud_counts() -> None:
+    quiet = (noise() / 100).astype(np.int16)
+    assert periodicity(np.concatenate((quiet, buzz(120), quiet))) > 0.9
+
+
+@pytest.mark.parametrize("samples", [0, 1, 867])
+def test_what_is_too_short_has_none(samples: int) -> None:
+    assert periodicity(buzz(120)[:samples]) == 0.0
+
+
+def test_a_steady_level_is_none() -> None:
+    assert periodicity(np.zeros(SAMPLE_RATE_HZ, np.int16)) == 0.0
+    assert periodicity(np.full(SAMPLE_RATE_HZ, 900, np.int16)) == 0.0
+
+
+@given(st.integers(868, 60_000), st.integers(0, 2**31), st.floats(1, 40_000))
+def test_it_is_a_share_of_one(samples: int, seed: int, scale: float) -> None:
+    random = np.random.default_rng(seed)
+    pcm = (scale * random.standard_normal(samples)).clip(-32768, 32767).astype(np.int16)
+    assert 0.0 <= periodicity(pcm) <= 1.0
