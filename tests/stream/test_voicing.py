@@ -15,7 +15,8 @@ def buzz(pitch_hz: float, seconds: float = 0.5) -> Pcm:
     """Ten harmonics, as of a voice that sings."""
     times = np.arange(int(seconds * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
     harmonics = [np.sin(2 * np.pi * n * pitch_hz * times + n * n) / n for n in range(1, 11)]
-    return (3000 * np.sum(harmonics, axis=0)).astype(np.int16)
+    wave: Pcm = (3000 * np.sum(harmonics, axis=0)).astype(np.int16)
+    return wave
 
 
 def noise(seconds: float = 0.5) -> Pcm:
