@@ -57,7 +57,7 @@ _MIN_LOGPROB = -1.0
 # than that the words may be wrong: then they are marked, not thrown away with the voice and the face (bench/LOG.md).
 _CERTAINLY_SPEECH = 0.3
 _MIN_LOGPROB_OF_SPEECH = -2.0
-# Third. So periodic is one voice, and no murmur of several: it may say what Whisper cannot read at all.
+# Third. So periodic is one voice, and no murmur of several (bench/LOG.md): it may say what Whisper cannot read at all.
 _ONE_VOICE = 0.72
 _MAX_NO_SPEECH = 0.9
 _MAX_NO_SPEECH_UNSURE = 0.55
@@ -154,12 +154,9 @@ class Transcriber:
         except (ValueError, RuntimeError) as error:
             raise TranscriptionError(f"Whisper failed: {error}", "a transcript", "run telme-stream doctor") from error
         self.fallbacks += fell_back
-        rejected = why_rejected(decoded, speech)
-        if rejected is not None and speech >= _CERTAINLY_SPEECH and periodicity(pcm) >= _ONE_VOICE:
-            rejected = why_rejected(decoded, speech, one_voice=True)
         return Transcription(
             text=decoded.text,
-            rejected=rejected,
+            rejected=_why_rejected(decoded, speech, pcm),
             certain=why_rejected(decoded) is None,
             avg_logprob=decoded.avg_logprob,
             no_speech_prob=decoded.no_speech_prob,
@@ -172,9 +169,12 @@ class Transcriber:
         margin_ms = max(self._config.window_margin_ms, _WIDE_MARGIN_MS)
         wide = self._decode(samples, margin_ms, max(self._config.beam_size, _WIDE_BEAM))
         decoded = min(decoded, wide, key=_doubt)
-        if decoded.window_ms == WINDOW_MS or not _needs_full_window(decoded):
+        if wide.window_ms == WINDOW_MS:
+            full = wide
+        elif not _needs_full_window(decoded):
             return decoded
-        full = self._decode(samples, WINDOW_MS, self._config.beam_size)
+        else:
+            full = self._decode(samples, WINDOW_MS, self._config.beam_size)
         # Whether anybody speaks is what Whisper learned to say on this window.
         return replace(min(decoded, full, key=_doubt), no_speech_prob=full.no_speech_prob)
 
@@ -273,6 +273,14 @@ def ends_sentence(text: str) -> bool:
     """Whether the words end with a full stop, a question or an exclamation mark; dots that trail off do not count."""
     bare = text.rstrip("\"')]\u201d\u2019 ")
     return bare.endswith((".", "?", "!", "\u3002", "\uff1f", "\uff01")) and not bare.endswith("..")
+
+
+def _why_rejected(decoded: Decoded, speech: float, pcm: Pcm) -> str | None:
+    """The gates after Whisper for a sound [S], whose pitch is looked for where it decides."""
+    rejected = why_rejected(decoded, speech)
+    if rejected is None or speech < _CERTAINLY_SPEECH or why_rejected(decoded, speech, one_voice=True) is not None:
+        return rejected
+    return None if periodicity(pcm) >= _ONE_VOICE else rejected
 
 
 def why_rejected(decoded: Decoded, speech: float = 0.0, one_voice: bool = False) -> str | None:

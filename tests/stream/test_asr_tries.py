@@ -99,6 +99,9 @@ SHORT = replace(UNSURE, text="Hey!", avg_logprob=-0.9, no_speech_prob=0.4)
         ([MURMUR, MURMUR, replace(SHORT, no_speech_prob=0.6)], 0.6, None),
         ([LOOPING, LOOPING, replace(SHORT, no_speech_prob=0.6)], 0.6, None),
         ([MURMUR, replace(SHORT, avg_logprob=-0.65)], 0.4, SHORT.text),  # no need to ask
+        # The second try of a long one is on the full window.
+        ([replace(UNSURE, avg_logprob=-0.7), replace(MURMUR, avg_logprob=-0.9, window_ms=WINDOW_MS)], 0.8, None),
+        ([MURMUR, replace(SHORT, window_ms=WINDOW_MS)], 0.4, UNSURE.text),
     ],
 )
 def test_the_full_window_says_whether_anybody_speaks(
@@ -132,7 +135,7 @@ UNREAD = replace(SURE, text="the last", avg_logprob=-2.3, no_speech_prob=0.7)
         (replace(UNREAD, no_speech_prob=0.1), 0.3, 0.72, None),
         (replace(UNREAD, no_speech_prob=0.1), 0.3, 0.71, "too unsure"),
         (replace(UNREAD, text="..."), 0.3, 0.72, "no words"),
-        (replace(UNREAD, repeated=13), 0.3, 0.72, "the text repeats itself"),
+        (replace(UNREAD, repeated=13), 0.3, 0.72, "probably no speech"),
     ],
 )
 def test_what_one_voice_says_is_marked_where_whisper_cannot_read_it(
@@ -141,6 +144,13 @@ def test_what_one_voice_says_is_marked_where_whisper_cannot_read_it(
     said = transcriber(monkeypatch, PlayedWhisper(*[answer] * 3), speech=speech, pitch=pitch).transcribe(loud(1))
     assert not said.certain
     assert (said.rejected is None) if reason is None else (said.rejected or "").startswith(reason)
+
+
+def test_the_pitch_is_looked_for_only_where_it_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    for answer, speech in ((UNREAD, 0.29), (SURE, 1.0), (replace(UNREAD, text="..."), 1.0)):
+        made = transcriber(monkeypatch, PlayedWhisper(*[answer] * 3), speech=speech)
+        monkeypatch.setattr(asr, "periodicity", lambda pcm: pytest.fail("looked for"))
+        made.transcribe(loud(1))
 
 
 def test_no_later_try_is_smaller_than_the_configured_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stream import voicing
 from stream.items import SAMPLE_RATE_HZ, Pcm
 from stream.voicing import periodicity
 
@@ -29,10 +30,43 @@ def test_one_pitch_is_seen(pitch_hz: float) -> None:
     assert periodicity(buzz(pitch_hz)) > 0.95
 
 
+MURMUR = np.mean([buzz(pitch_hz) for pitch_hz in (83, 107, 139, 181, 229, 293)], axis=0).astype(np.int16)
+
+
+def tone(pitch_hz: float, seconds: float = 0.5) -> Pcm:
+    times = np.arange(int(seconds * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
+    wave: Pcm = (6000 * np.sin(2 * np.pi * pitch_hz * times)).astype(np.int16)
+    return wave
+
+
 def test_noise_and_several_pitches_have_none() -> None:
     assert periodicity(noise()) < 0.4
-    murmur = np.mean([buzz(pitch_hz) for pitch_hz in (83, 107, 139, 181, 229, 293)], axis=0)
-    assert periodicity(murmur.astype(np.int16)) < 0.7
+    assert periodicity(MURMUR) < 0.7
+
+
+@pytest.mark.parametrize("hum_hz", [20, 50, 60, 100, 120])
+def test_hum_and_rumble_are_no_pitch_and_hide_none(hum_hz: float) -> None:
+    assert periodicity(MURMUR + tone(hum_hz)) < 0.7
+    assert periodicity(buzz(200) + tone(hum_hz)) > 0.95
+
+
+@pytest.mark.parametrize("samples", [868, 5000, 50_000])
+def test_it_is_the_mean_of_the_highest_correlations(samples: int) -> None:
+    """Lag by lag, of a sound that grows louder, so that a frame and what follows differ."""
+    random = np.random.default_rng(samples)
+    rising = 2000 * random.standard_normal(samples) * np.linspace(0.2, 2, samples)
+    pcm = (rising + np.resize(buzz(130), samples)).clip(-32768, 32767).astype(np.int16)
+    wave = voicing._without_hum(pcm)
+    clearest = energies = 0.0
+    for at in range(0, samples - 868 + 1, 160):
+        span = wave[at : at + 868] - wave[at : at + 640].mean()
+        frame = span[:640]
+        alike = [
+            frame @ (later := span[lag : lag + 640]) / np.sqrt((frame @ frame) * (later @ later))
+            for lag in range(40, 229)
+        ]
+        clearest, energies = clearest + max(alike) * (frame @ frame), energies + frame @ frame
+    assert periodicity(pcm) == pytest.approx(clearest / energies, abs=1e-9)
 
 
 def test_what_is_loud_counts() -> None:
