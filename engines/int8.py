@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 _onednn = torch.ops.onednn
-# Of bytes with and without a sign. The step of a row is rounded to bfloat16, by 1/512 at most: no number of the row
-# may leave its byte then.
+# Of bytes with and without a sign. The step of a row is rounded to bfloat16, by 1/256 at most: no number of the row
+# leaves its byte then (the largest is 255.99 before it is cut off), and would with one more.
 _MOST_SIGNED, _MOST_UNSIGNED = 127, 254
 _ZERO = 128
 _LEAST = 1e-12  # so that a row of zeros has a step
@@ -29,8 +29,8 @@ class Int8Linear(nn.Module):
     Args:
         weight: [N, K].
         bias: [N].
-        floor: What no input goes below; None: anything. With it a row's numbers fill the whole byte, and channels are
-            not balanced, as they are alike then.
+        floor: What no input goes below; None: anything. With it rows fill the byte, where their largest number is far
+            above that, and channels are not balanced, as they are alike then.
     """
 
     balance: Tensor

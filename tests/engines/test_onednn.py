@@ -20,7 +20,8 @@ from telme.bundle import Bundle, open_bundle
 from telme.config import Part
 from telme.errors import EngineError, PredictorError
 from telme.predictor import NetworkPredictor, TorchPredictor
-from tests.bundles import make_tiny_bundle
+from tests.bundles import make_full_bundle, make_tiny_bundle
+from tests.telme import tiny
 from tests.telme.test_predictor import mixed
 
 NO_INT8 = "torch multiplies no bytes exactly on a processor without AVX-512 and VNNI"
@@ -122,6 +123,7 @@ def test_attention_is_torchs(masked: str, asking: int, most_scores: int, monkeyp
         ({}, (2, 4, 6, 6), False),
         ({}, (1, 1, 6, 6), False),
         ({}, (6, 6), False),
+        ({"enable_gqa": True}, None, False),
     ],
 )
 def test_only_attention_with_one_mask_for_all_heads_is_replaced(
@@ -141,6 +143,63 @@ def test_only_attention_with_one_mask_for_all_heads_is_replaced(
     assert (onednn.attend in targets) == taken
     assert (torch.ops.aten.scaled_dot_product_attention.default in targets) != taken
     assert module(*inputs).shape == (2, 4, 6, 8)
+
+
+@pytest.mark.parametrize(
+    ("query", "key", "value"),
+    [
+        ((2, 6, 8), (2, 6, 8), (2, 6, 8)),
+        ((2, 4, 6, 8), (2, 4, 6, 8), (2, 4, 6, 5)),
+        ((2, 4, 6, 8), (1, 4, 6, 8), (1, 4, 6, 8)),
+    ],
+)
+def test_attention_of_other_shapes_stays_torchs(
+    query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...]
+) -> None:
+    class Attention(torch.nn.Module):
+        def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.scaled_dot_product_attention(query, key, value)
+
+    given = tuple(torch.randn(shape, generator=torch.Generator().manual_seed(9)) for shape in (query, key, value))
+    module = torch.export.export(Attention(), given).module()
+    assert isinstance(module, torch.fx.GraphModule)
+    lay_out(module, "bf16")
+    assert torch.equal(module(*given), Attention()(*given))
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("int8", marks=needs_int8)])
+def test_two_sums_in_a_row_and_an_attention_of_an_attention(precision: Precision) -> None:
+    """What stands for a node that was replaced has its shape."""
+
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+
+        def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            attend = torch.nn.functional.scaled_dot_product_attention
+            states = self.second(states) + (self.first(states) + states)
+            return attend(attend(states, states, states, mask), states, states, mask)
+
+    network = Network().bfloat16().eval()
+    given = (torch.randn(2, 1, 6, 8, dtype=torch.bfloat16), torch.ones(2, 1, 6, 6, dtype=torch.bool))
+    module = torch.export.export(network, given).module()
+    assert isinstance(module, torch.fx.GraphModule)
+    lay_out(module, precision)
+    with torch.no_grad():
+        found, expected = module(*given), network(*given)
+    assert found.float().numpy() == pytest.approx(expected.float().numpy(), abs=0.1)
+
+
+@needs_int8
+def test_a_backbone_that_multiplies_its_layers_weights_itself_is_a_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tiny.AUDIO, "model_type", "wavlm")
+    bundle = open_bundle(str(make_full_bundle(tmp_path / "bundle")))
+    with pytest.raises(EngineError, match=r"audio network of .* in int8 does not run: .*; run with --precision bf16"):
+        onednn_networks(bundle, "int8", Store(tmp_path / "cache"))
 
 
 @needs_bfloat16

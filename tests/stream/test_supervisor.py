@@ -305,12 +305,12 @@ def test_starts_that_take_longer_than_the_window_do_not_stretch_the_budget(
 ) -> None:
     """As of a worker that loads for half a minute and dies of one utterance, which it is sent again each time."""
     monkeypatch.setattr(supervisor_module, "RESTARTS", 2)
-    monkeypatch.setattr(supervisor_module, "RESTART_WINDOW_S", 0.5)
+    monkeypatch.setattr(supervisor_module, "RESTART_WINDOW_S", 1.0)
     one = child(children.dying, restarts=True)
     start = one.start
 
     def take_long() -> None:
-        time.sleep(0.6)
+        time.sleep(1.1)
         start()
 
     one.start = take_long  # type: ignore[method-assign]
