@@ -204,7 +204,5 @@ def _is_flat(precision: Precision) -> bool:
     known: tuple[Precision, ...] = ("fp32", "fp16", "bf16") if gpu else ("fp32", *FLAT)
     if precision not in known:
         place = "a GPU" if gpu else "the CPU"
-        raise UsageError(
-            f"torch in {precision} on {place}", " or ".join(known), "choose one of them, or --backend onnx"
-        )
+        raise UsageError(f"torch in {precision} on {place}", " or ".join(known), "choose one of them")
     return precision in FLAT and not gpu
