@@ -156,7 +156,7 @@ class Transcriber:
         self.fallbacks += fell_back
         return Transcription(
             text=decoded.text,
-            rejected=_why_rejected(decoded, speech, pcm),
+            rejected=_why_not_believed(decoded, speech, pcm),
             certain=why_rejected(decoded) is None,
             avg_logprob=decoded.avg_logprob,
             no_speech_prob=decoded.no_speech_prob,
@@ -275,8 +275,8 @@ def ends_sentence(text: str) -> bool:
     return bare.endswith((".", "?", "!", "\u3002", "\uff1f", "\uff01")) and not bare.endswith("..")
 
 
-def _why_rejected(decoded: Decoded, speech: float, pcm: Pcm) -> str | None:
-    """The gates after Whisper for a sound [S], whose pitch is looked for where it decides."""
+def _why_not_believed(decoded: Decoded, speech: float, pcm: Pcm) -> str | None:
+    """`why_rejected` of a sound [S], whose pitch is looked for where it decides."""
     rejected = why_rejected(decoded, speech)
     if rejected is None or speech < _CERTAINLY_SPEECH or why_rejected(decoded, speech, one_voice=True) is not None:
         return rejected

@@ -1,8 +1,7 @@
 """Starts, watches and stops the processes, and is the only place that handles signals.
 
     start   worker -> ready -> capture -> ready -> (console subscribed) -> go
-    watch   a process that dies is started again, at most 5 times in 60 s of work; a replay is not (it
-            would begin anew)
+    watch   a process that dies is started again, at most 5 times in 60 s of work; a replay, which began anew, is not
     stop    capture drains and ends -> worker says its last word and ends; who misses a deadline is named, then killed;
             who is not ready yet is killed; a worker that dies meanwhile is started again
     Ctrl-C  once: stop; twice: kill
