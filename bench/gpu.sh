@@ -13,7 +13,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # module=distribution, in the order of their need of one another; torch and transformers must be there.
 needed="msgspec=msgspec filelock=filelock platformdirs=platformdirs soxr=soxr safetensors=safetensors
-    ml_dtypes=ml-dtypes google.protobuf=protobuf onnx=onnx onnx_ir=onnx-ir onnxscript=onnxscript"
+    PIL=pillow ml_dtypes=ml-dtypes google.protobuf=protobuf onnx=onnx onnx_ir=onnx-ir onnxscript=onnxscript
+    flatbuffers=flatbuffers onnxruntime=onnxruntime"
 tensorrt="tensorrt_rtx_bindings=tensorrt-rtx-cu13-bindings tensorrt_rtx_libs=tensorrt-rtx-cu13-libs
     tensorrt_rtx=tensorrt-rtx-cu13"
 

@@ -109,7 +109,7 @@ def _checked(name: str, check: Callable[[], str]) -> Finding:
     except TelmeStreamError as error:
         return Finding(name, f"{error.seen}; expected {error.expected}", error.remedy)
     except ImportError as error:
-        return Finding(name, f"cannot be checked: {error}", "mend the package named above")
+        return Finding(name, f"cannot be checked: {error}", "mend the package that it names")
 
 
 def _packages(role: Role) -> Iterator[Finding]:
