@@ -13,6 +13,7 @@ import torch
 from engines.build import Progress, cached_plan, installed, toolkit
 from engines.cuda import CudaNetworks, torch_networks
 from engines.onednn import AS_IT_IS, FLAT, cached_flat, need_products, onednn_networks
+from engines.onnx import PRECISIONS as ONNX_PRECISIONS
 from engines.onnx import cached_graph, check_onnx, onnx_networks
 from engines.spec import BuildSettings, Precision, RunSettings, default_profiles, graph_spec
 from engines.store import Store
@@ -65,19 +66,24 @@ def choices(backend: str = "auto", precision: str = "auto") -> list[Choice]:
     asked: Precision | None = next((one for one in get_args(Precision) if one == precision), None)
     if backend != "auto":
         return [Choice(one, asked or usual[one], "as asked") for one in usual if one == backend]
-    order: list[tuple[Backend, str]]
-    if gpu:
-        order = [("tensorrt", "a GPU and TensorRT are there")] if installed() else []
-        order.append(("torch", "TensorRT cannot run here" if order else "a GPU without TensorRT"))
-    else:
-        why = "no GPU" if asked else "no GPU; int8 changes some labels"
-        order = [("onnx", why), ("torch", "ONNX Runtime cannot run here")]
-    ranked = [Choice(one, asked or usual[one], why) for one, why in order]
-    if not gpu and precision in ("auto", "bf16") and multiplies_bfloat16():
-        ranked.insert(0, Choice("torch", "bf16", "no GPU, but a processor with products in bfloat16"))
-    if not gpu and precision == "int8" and multiplies_int8():
-        ranked.insert(0, Choice("torch", "int8", "no GPU, but a processor with products of bytes"))
-    return ranked
+    if not gpu:
+        return _on_processor(asked)
+    ranked = [Choice("tensorrt", asked or "fp16", "a GPU and TensorRT are there")] if installed() else []
+    why = "TensorRT cannot run here" if ranked else "a GPU without TensorRT"
+    return [*ranked, Choice("torch", asked or "fp16", why)]
+
+
+def _on_processor(asked: Precision | None) -> list[Choice]:
+    """Where there is no GPU; nothing twice, since what cannot run once cannot run later."""
+    ranked: list[Choice] = []
+    if asked in (None, "bf16") and multiplies_bfloat16():
+        ranked.append(Choice("torch", "bf16", "no GPU, but a processor with products in bfloat16"))
+    if asked == "int8" and multiplies_int8():
+        ranked.append(Choice("torch", "int8", "no GPU, but a processor with products of bytes"))
+    if asked is None or asked in ONNX_PRECISIONS:
+        ranked.append(Choice("onnx", asked or "fp32", "no GPU" if asked else "no GPU; int8 changes some labels"))
+    last = Choice("torch", asked or "fp32", "ONNX Runtime cannot run here" if ranked else "no GPU")
+    return ranked if any(one.name == last.name for one in ranked) else [*ranked, last]
 
 
 class EnginePredictor(NetworkPredictor):
