@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from transformers import masking_utils
 from transformers.models.timesformer.modeling_timesformer import TimesformerSelfAttention
 
 from engines.export import example_inputs, export_graph, graph_key, part_module, sdpa_timesformer
@@ -18,7 +20,7 @@ from telme.bundle import Bundle, load_bundle, save_bundle
 from telme.config import Part
 from telme.errors import EngineError
 from telme.models import TextTeacher
-from tests.bundles import make_tiny_bundle, tiny_config, tiny_tokenizer
+from tests.bundles import make_full_bundle, make_tiny_bundle, tiny_config, tiny_tokenizer
 from tests.engines.graphs import run_plain, run_torch
 
 PARTS: tuple[Part, ...] = ("text", "audio", "video", "fusion")
@@ -59,6 +61,25 @@ def test_turns_that_see_no_later_one_are_exported_as_such(tmp_path: Path) -> Non
         expected = run_torch(bundle, "text", inputs)["logits"]
         assert np.abs(run_plain(path, inputs)["logits"] - expected).max() < 1e-5
         assert np.abs(run_torch(plain, "text", inputs)["logits"] - expected).max() > 1e-4
+
+
+@pytest.mark.parametrize("precision", get_args(Precision)[:3])
+@pytest.mark.parametrize(("part", "turn_starts"), [*((part, None) for part in PARTS), ("text", [5, 11, 17])])
+def test_a_network_makes_nothing_elsewhere_than_where_its_inputs_lie(
+    tmp_path: Path, part: Part, turn_starts: list[int] | None, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: tensors without memory stand for its own. Nor does it ask for the value of any."""
+    bundle = load_bundle(str(make_full_bundle(tmp_path, mode="published-meld")))
+    bundle.config.turn_starts = turn_starts
+    bundle.model.text = TextTeacher(bundle.config).eval()
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(masking_utils, "is_tracing", lambda *_: True)  # it asks whether torch has a GPU, too
+    inputs = example_inputs(graph_spec(bundle.config, part)).values()
+    network = part_module(bundle, part, precision).to("meta")
+    with torch.inference_mode(), sdpa_timesformer():
+        outputs = network(*(values.to("meta") for values in inputs))
+    assert [(output.device.type, output.dtype) for output in outputs] == [("meta", torch.float32)] * len(outputs)
+    assert outputs
 
 
 @pytest.mark.parametrize(("kind", "read"), [("bert", 1), ("roberta", 1), ("mpnet", 9)])
