@@ -13,6 +13,7 @@ Shapes: B utterances, T tokens, S samples, F video frames, D = 768 feature, C cl
 
 from __future__ import annotations
 
+import io
 import logging
 import operator
 from collections import defaultdict
@@ -110,7 +111,10 @@ def _export(bundle: Bundle, part: Part, precision: Precision, path: Path) -> Non
                 tuple(example_inputs(spec).values()),
                 dynamic_shapes=(dynamic_shapes(spec),),
             )
-            torch.export.save(program, path)
+            # Not to the file: where torch's writer cannot write, as on a full disk, it aborts the process at its end.
+            content = io.BytesIO()
+            torch.export.save(program, content)
+        path.write_bytes(content.getbuffer())
     except (RuntimeError, OSError, ValueError) as error:
         raise EngineError(
             f"the {part} network of {bundle.model_id} in {precision} cannot be exported: {error}",

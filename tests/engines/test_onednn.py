@@ -21,6 +21,7 @@ from telme.config import Part
 from telme.errors import EngineError, PredictorError
 from telme.predictor import NetworkPredictor, TorchPredictor
 from tests.bundles import make_full_bundle, make_tiny_bundle
+from tests.engines.test_store import in_a_file_system
 from tests.telme import tiny
 from tests.telme.test_predictor import mixed
 
@@ -226,6 +227,36 @@ def test_a_damaged_graph_is_named_and_made_again(tmp_path: Path, caplog: pytest.
     caplog.set_level("INFO")
     onednn_networks(again, "bf16", store)
     assert "graph.pt2 is damaged" in caplog.text
+
+
+FULL_DISK = """
+mount -t tmpfs -o size=20k tmpfs "$1" || exit 77
+"$2" - "$1" <<'END'
+import sys
+from pathlib import Path
+from engines.onednn import cached_flat
+from engines.store import Store
+from telme.bundle import open_bundle
+from telme.errors import EngineError
+from tests.bundles import make_tiny_bundle
+
+bundle = open_bundle(str(make_tiny_bundle(Path(sys.argv[1]).with_name("tiny"))))
+try:
+    cached_flat(bundle, "text", Store(Path(sys.argv[1])))
+except EngineError as error:
+    print(error)
+print([path.name for path in Path(sys.argv[1]).iterdir() if path.suffix != ".lock"])
+END
+"""
+
+
+def test_a_full_disk_is_a_clear_error_and_leaves_nothing(tmp_path: Path) -> None:
+    """torch's own writer aborts the process where its file cannot be written."""
+    (tmp_path / "full").mkdir()
+    error, entries = in_a_file_system(FULL_DISK, tmp_path / "full")
+    assert "the text network of " in error
+    assert "cannot be exported: [Errno 28] No space left on device" in error
+    assert entries == "[]"
 
 
 def test_a_graph_that_torch_refuses_is_a_clear_error(tmp_path: Path) -> None:
