@@ -179,17 +179,31 @@ class Store:
                 "let XDG_CACHE_HOME name a folder elsewhere",
             ) from error
 
-    def remove(self, folder: Path) -> None:
-        """Remove an artifact, once nobody builds it. A process that has loaded it keeps what it has.
+    def remove(self, folder: Path, why_useless: Callable[[Path], str]) -> str:
+        """Remove an artifact that is useless, unless somebody builds or mends it now, or has just mended it.
+
+        A process that has loaded it keeps what it has.
+
+        Args:
+            folder: The artifact's.
+            why_useless: Says of a folder why nothing will take it; empty where something may.
+
+        Returns:
+            Why it is gone; empty where it stays, or another process removed it.
 
         Raises:
             EngineError: The cache cannot be written.
         """
         try:
-            with self._locked(folder.with_name(folder.name + _LOCK)):
-                shutil.rmtree(folder)
+            with filelock.FileLock(folder.with_name(folder.name + _LOCK), timeout=0):
+                why = why_useless(folder) if folder.exists() else ""
+                if why:
+                    shutil.rmtree(folder)
+        except filelock.Timeout:
+            return ""
         except OSError as error:
             raise EngineError(f"{folder} cannot be removed: {error}", "a folder of one's own", "remove it") from error
+        return why
 
     def remove_unfinished(self) -> list[Path]:
         """Remove what processes that were killed left half made, and say what it was; what is being made stays.
@@ -201,6 +215,8 @@ class Store:
         for partial in (path for path in self._entries() if path.suffix == _BUILDING):
             try:
                 with filelock.FileLock(partial.with_suffix(_LOCK), timeout=0):
+                    if not partial.exists():
+                        continue  # another process was here
                     shutil.rmtree(partial)
             except filelock.Timeout:
                 continue

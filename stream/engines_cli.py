@@ -139,8 +139,8 @@ def prune() -> None:
 
     store = Store(default_root())
     for folder in store.folders():
-        if why := _why_useless(folder):
-            store.remove(folder)
+        # Looked at twice: without its lock, which would keep a worker waiting, and for those that seem useless with it.
+        if _why_useless(folder) and (why := store.remove(folder, _why_useless)):
             typer.echo(f"removed {folder}: {why}")
     for partial in store.remove_unfinished():
         typer.echo(f"removed {partial}: whoever built it was killed")

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import filelock
 import msgspec
 import pytest
 
@@ -197,6 +198,56 @@ def test_what_a_killed_builder_left_can_be_removed_and_what_is_being_built_not(t
         first.wait(DEADLINE_S)
     assert store.remove_unfinished() == [partial]
     assert left(tmp_path) == []
+
+
+def test_two_that_remove_what_is_unfinished_do_not_trip_over_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, partial = Store(tmp_path), tmp_path / "0123456789abcdef01234567.building"
+    partial.mkdir()
+    acquire = filelock.FileLock.acquire
+
+    def after_another(lock: filelock.FileLock, *given: Any, **named: Any) -> Any:
+        shutil.rmtree(partial)
+        return acquire(lock, *given, **named)
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", after_another)
+    assert store.remove_unfinished() == []
+
+
+def why_damaged(folder: Path) -> str:
+    try:
+        verify(folder)
+    except EngineError as error:
+        return error.seen
+    return ""
+
+
+def test_what_is_useless_is_removed_once(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    folder = store.get_or_build(KEY, writes("a plan"))
+    assert store.remove(folder, why_damaged) == ""
+    assert folder.exists()
+    flip_a_byte(folder)
+    assert "plan is damaged" in store.remove(folder, why_damaged)
+    assert store.remove(folder, why_damaged) == "", "another process was quicker"
+    assert left(tmp_path) == []
+
+
+def test_what_is_being_mended_is_not_removed(tmp_path: Path) -> None:
+    folder = Store(tmp_path).get_or_build(KEY, writes("first"))
+    flip_a_byte(folder)
+    with start(tmp_path, "second") as second:
+        assert "plan is damaged" in line(second)
+        assert line(second) == "building"
+        assert why_damaged(folder)
+        assert Store(tmp_path).remove(folder, why_damaged) == ""
+        assert second.stdin is not None
+        second.stdin.write("go\n")
+        second.stdin.flush()
+        assert line(second) == str(folder)
+    assert Store(tmp_path).remove(folder, why_damaged) == ""
+    assert (folder / "plan").read_text() == "second"
 
 
 def test_folders_of_others_are_no_artifacts(tmp_path: Path) -> None:
