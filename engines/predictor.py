@@ -17,7 +17,7 @@ from engines.onnx import PRECISIONS as ONNX_PRECISIONS
 from engines.onnx import cached_graph, check_onnx, onnx_networks
 from engines.spec import BuildSettings, Precision, RunSettings, default_profiles, graph_spec
 from engines.store import Store
-from engines.tensorrt import check_runs_here, load_carried, tensorrt_networks
+from engines.tensorrt import check_precision, check_runs_here, load_carried, tensorrt_networks
 from telme.bundle import Bundle
 from telme.config import Part
 from telme.errors import TelmeStreamError, UsageError
@@ -157,6 +157,7 @@ def check_can_run(choice: Choice) -> None:
         case "onnx":
             check_onnx(choice.precision)
         case "tensorrt":
+            check_precision(choice.precision)
             check_runs_here(toolkit())
         case "torch":
             if _is_flat(choice.precision):
@@ -187,6 +188,7 @@ def built_ahead(
         case "onnx":
             return cached_graph(bundle, part, choice.precision, store).parent
         case "tensorrt":
+            check_precision(choice.precision)
             settings = BuildSettings(choice.precision, default_profiles(graph_spec(bundle.config, part)))
             tensorrt = toolkit()
             carried = load_carried(store, tensorrt, bundle, part, settings)

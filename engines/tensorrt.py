@@ -26,7 +26,7 @@ from engines.spec import BuildSettings, GraphSpec, Precision, Profile, RunSettin
 from engines.store import Store
 from telme.bundle import Bundle
 from telme.config import Part
-from telme.errors import EngineError, OutOfMemory, PredictorError
+from telme.errors import EngineError, OutOfMemory, PredictorError, UsageError
 from telme.memory import memory_needed
 
 _log = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ _REMEDIES = {
     "VERSION_MISMATCH": "run telme-stream engines build",
     "MALFORMED_ENGINE": "run telme-stream engines build",
 }
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
 _NO_ROOM = ("out of memory", "outofmemory", "memory allocation")
 
 
@@ -217,16 +218,33 @@ def bindings(spec: GraphSpec, inputs: Inputs, outputs: Iterable[Tensor]) -> list
     return [*given, *((tensor.name, output) for tensor, output in zip(spec.outputs, outputs, strict=True))]
 
 
+def check_precision(precision: Precision) -> None:
+    """Check that there are plans in a precision.
+
+    Raises:
+        UsageError: There are none.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision {precision} on TensorRT", f"one of {', '.join(PRECISIONS)}", "choose another")
+
+
 def check_runs_here(tensorrt: Toolkit) -> None:
     """Build and load the smallest plan there is, before minutes are spent on those that are needed.
 
     Raises:
         EngineError: TensorRT does not run here, and why.
     """
-    with TemporaryDirectory() as folder:
-        plan = Path(folder) / "tiny.plan"
-        build_tiny_plan(tensorrt, plan)
-        Plan(tensorrt, plan)
+    try:
+        with TemporaryDirectory() as folder:
+            plan = Path(folder) / "tiny.plan"
+            build_tiny_plan(tensorrt, plan)
+            Plan(tensorrt, plan)
+    except OSError as error:
+        raise EngineError(
+            f"{tensorrt.name} cannot be tried out: {error}",
+            "a temporary folder with room",
+            "free some space, or let TMPDIR name a folder elsewhere",
+        ) from error
 
 
 def load_carried(store: Store, tensorrt: Toolkit, bundle: Bundle, part: Part, settings: BuildSettings) -> Plan | None:
@@ -251,10 +269,12 @@ def tensorrt_networks(
     """The networks as TensorRT plans, built now if the cache has none.
 
     Raises:
+        UsageError: There is no such precision.
         EngineError: There is no GPU, or a plan cannot be built, cached or loaded.
         MissingDependency: TensorRT is not installed.
         OutOfMemory: The device has no room for them.
     """
+    check_precision(precision)
     where = CudaDevice() if device is None else device
     tensorrt = toolkit()
     check_runs_here(tensorrt)

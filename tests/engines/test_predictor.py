@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engines import predictor
-from engines.predictor import Choice, built_ahead, choices, networks_of
+from engines.predictor import Choice, built_ahead, check_can_run, choices, networks_of
 from engines.spec import Precision, RunSettings
 from engines.store import Store
 from telme.bundle import Bundle
@@ -52,6 +52,17 @@ def test_torch_in_half_precision_runs_on_the_gpu_and_has_nothing_to_build(
     choice = Choice("torch", precision, "-")
     assert cast(object, networks_of(NO_BUNDLE, choice, RUN, Store(tmp_path))) == (NO_BUNDLE, precision, RUN)
     assert built_ahead(NO_BUNDLE, "text", choice, Store(tmp_path)) is None
+
+
+def test_tensorrt_has_no_int8(tmp_path: Path) -> None:
+    choice = Choice("tensorrt", "int8", "-")
+    for ask in (
+        lambda: networks_of(NO_BUNDLE, choice, RUN, Store(tmp_path)),
+        lambda: built_ahead(NO_BUNDLE, "text", choice, Store(tmp_path)),
+        lambda: check_can_run(choice),
+    ):
+        with pytest.raises(UsageError, match=r"precision int8 on TensorRT; expected one of fp32, fp16, bf16"):
+            ask()
 
 
 def test_torch_has_no_int8_on_a_gpu(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -179,6 +180,19 @@ def test_auto_compiles_no_plan_that_does_not_run_here(
 
 
 @needs_no_gpu
+def test_auto_goes_on_where_there_is_no_room_to_try_tensorrt(
+    bundle: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(tempfile, "tempdir", str(cache / "nowhere"))
+    assert run("build", "--bundle", str(bundle), "--backend", "auto") == 0
+    said = capsys.readouterr()
+    assert re.match(r"tensorrt-fp16 cannot run here: tensorrt-rtx cannot be tried out: .*TMPDIR.*\n\Z", said.err)
+    assert said.out == "nothing to build for text: torch-fp16 reads the weights themselves\n"
+
+
+@needs_no_gpu
 def test_auto_does_not_take_another_backend_for_a_cache_that_cannot_be_written(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,7 +307,7 @@ def test_an_empty_cache_says_what_fills_it(cache: Path, capsys: pytest.CaptureFi
         (("--precision", "fp9"), 2, "backend 'tensorrt' in 'fp9'; expected one of auto"),
         (("--backend", "magic"), 2, "backend 'magic' in 'auto'; expected one of auto, tensorrt, onnx, torch in"),
         (("--backend", "torch", "--precision", "fp16"), 2, "torch in fp16 on the CPU; expected fp32 or bf16 or int8"),
-        (("--precision", "int8"), 1, "text in int8"),
+        (("--precision", "int8"), 2, "precision int8 on TensorRT; expected one of fp32, fp16, bf16"),
         (("--backend", "onnx", "--precision", "bf16"), 2, "precision bf16 on ONNX Runtime; expected one of fp32, int8"),
         (("--bundle", "nowhere"), 1, "no bundle 'nowhere'"),
     ],
