@@ -43,6 +43,7 @@ from engines.tensorrt import tensorrt_networks
 from telme.bundle import Bundle, load_bundle
 from telme.errors import EngineError, TelmeStreamError
 from telme.features import Features
+from telme.flags import above
 from telme.predictor import NetworkPredictor, Networks, Predictor, TorchNetworks
 
 RESULTS = Path(__file__).parent / "results"
@@ -78,7 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cpu-check", action="store_true", help="small networks, no GPU: does the script work?")
-    parser.add_argument("--runs", type=int, help="utterances alone that are timed (default: 200; 2 with --cpu-check)")
+    parser.add_argument(
+        "--runs", type=above(0, int), help="utterances alone that are timed (default: 200; 2 with --cpu-check)"
+    )
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="CASE", help=f"some of {', '.join(NAMES)}")
     parser.add_argument("--timeout-s", type=float, default=900, help="for each case, its start included (default: 900)")
     parser.add_argument("--out", type=Path, help="JSON file (default: bench/results/gpu-NAME-DAY.json)")

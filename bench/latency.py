@@ -51,7 +51,9 @@ from telme.bundle import Bundle, open_bundle
 from telme.dialogue import DialogueWindow, Turn
 from telme.errors import TelmeStreamError
 from telme.features import FeatureMaker
+from telme.flags import above
 from telme.predictor import NetworkPredictor
+from telme.pretrained import check_positions
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 WORKER_RUNS = 200
@@ -112,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="BACKEND-PRECISION",
         help="the worker alone on each of these, for instance onnx-int8, against torch eager in float32 in this run",
     )
-    parser.add_argument("--batch", type=int, help="with --worker-only: so many utterances at once as well")
+    parser.add_argument("--batch", type=above(0, int), help="with --worker-only: so many utterances at once as well")
     parser.add_argument(
         "--full-size",
         nargs="?",
@@ -121,10 +123,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="with --worker-only: random weights of that size (default: published) in the bundle's place",
     )
     parser.add_argument(
-        "--tokens", type=int, help="with --worker-only: prompts of so many (default: the bundle's most)"
+        "--tokens", type=above(1, int), help="with --worker-only: prompts of so many (default: the bundle's most)"
     )
-    parser.add_argument("--runs", type=int, default=3, help="with --full-size and --batch: how many are timed")
-    parser.add_argument("--threads", type=int, default=0, help="with --worker-only (default: half of the cores)")
+    parser.add_argument(
+        "--runs", type=above(0, int), default=3, help="with --full-size and --batch: how many are timed"
+    )
+    parser.add_argument(
+        "--threads", type=above(-1, int), default=0, help="with --worker-only (default: half of the cores)"
+    )
     options = parser.parse_args(arguments)
     if options.tokens and options.full_size:
         parser.error("--tokens goes with a bundle, not with --full-size")
@@ -191,6 +197,7 @@ def compare(options: argparse.Namespace) -> int:
         else:
             bundle, store = open_bundle(options.bundle or "compact"), Store(default_root())
         if options.tokens:
+            check_positions(bundle.model.text, bundle.model_id, options.tokens, "--tokens")
             bundle.config.max_prompt_tokens = options.tokens
             bundle.config.max_turns = max(bundle.config.max_turns, options.tokens // _LEAST_TURN_TOKENS)
         baseline, *asked = [choices(*name.split("-", 1))[0] for name in (BASELINE, *options.worker_only)]

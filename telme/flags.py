@@ -1,4 +1,4 @@
-"""Numbers that the training commands take on their command lines."""
+"""Numbers that commands take on their command lines."""
 
 from __future__ import annotations
 

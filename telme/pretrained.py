@@ -93,8 +93,8 @@ def pretrained_encoder(name: str, settings: Mapping[str, Any], **options: Any) -
     return encoder
 
 
-def check_positions(teacher: TextTeacher, name: str, tokens: int) -> None:
-    """Check that the text encoder of that name has positions for prompts of so many tokens.
+def check_positions(teacher: TextTeacher, name: str, tokens: int, flag: str = "--max-tokens") -> None:
+    """Check that the text encoder of that name has positions for prompts of so many tokens, which a flag asked for.
 
     Raises:
         UsageError: It has fewer.
@@ -104,7 +104,7 @@ def check_positions(teacher: TextTeacher, name: str, tokens: int) -> None:
         raise UsageError(
             f"prompts of {tokens} tokens",
             f"at most the {positions} that {name} has positions for",
-            f"give --max-tokens {positions} or less",
+            f"give {flag} {positions} or less",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,33 @@ def test_prompts_have_the_length_that_is_asked_for(tmp_path: Path, capsys: pytes
     with pytest.raises(SystemExit):
         main(["--worker-only", "onnx-fp32", "--full-size", "--tokens", "60"])
     assert "--tokens goes with a bundle" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--tokens", "1"], "argument --tokens: 1 is not above 1"),
+        (["--batch", "0"], "argument --batch: 0 is not above 0"),
+        (["--runs", "0"], "argument --runs: 0 is not above 0"),
+        (["--threads", "-1"], "argument --threads: -1 is not above -1"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(
+    capsys: pytest.CaptureFixture[str], given: list[str], said: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--worker-only", "onnx-fp32", *given])
+    assert said in capsys.readouterr().err
+
+
+def test_prompts_longer_than_the_network_has_positions_for_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = make_tiny_bundle(tmp_path / "bundle")
+    assert main(["--worker-only", "onnx-fp32", "--bundle", str(bundle), "--tokens", "100000"]) == 2
+    assert re.search(
+        r"prompts of 100000 tokens; expected at most the \d+ .*; give --tokens \d+ or", capsys.readouterr().err
+    )
 
 
 def test_a_backend_without_its_precision_is_that_which_it_would_be(
