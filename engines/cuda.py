@@ -142,11 +142,12 @@ def need_gpu() -> None:
     Raises:
         EngineError: It was built without CUDA, or sees none.
     """
+    if torch.cuda.is_available():
+        return
     remedy = "use --backend onnx or torch here, or a machine with an NVIDIA GPU and its driver"
     if torch.version.cuda is None:
         raise EngineError(f"torch {torch.__version__} was built without CUDA", "torch for a GPU, and a GPU", remedy)
-    if not torch.cuda.is_available():
-        raise EngineError(f"torch {torch.__version__} sees no CUDA device", "a GPU and its driver", remedy)
+    raise EngineError(f"torch {torch.__version__} sees no CUDA device", "a GPU and its driver", remedy)
 
 
 class Lane:

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import torch
 
 from engines.build import Progress, cached_plan, installed, toolkit
-from engines.cuda import CudaNetworks, torch_networks
+from engines.cuda import CudaNetworks, need_gpu, torch_networks
 from engines.onednn import AS_IT_IS, FLAT, cached_flat, need_products, onednn_networks
 from engines.onnx import PRECISIONS as ONNX_PRECISIONS
 from engines.onnx import cached_graph, check_onnx, onnx_networks
@@ -158,6 +158,7 @@ def check_can_run(choice: Choice) -> None:
             check_onnx(choice.precision)
         case "tensorrt":
             check_precision(choice.precision)
+            need_gpu()
             check_runs_here(toolkit())
         case "torch":
             if _is_flat(choice.precision):

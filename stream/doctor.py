@@ -195,9 +195,18 @@ def _tensorrt() -> str:
 
 
 def _backend(config: Config) -> str:
-    from engines.predictor import choices
+    from engines.predictor import check_can_run, choices
 
-    first, *others = choices(config.worker.backend, config.worker.precision)
+    able, refusals = [], []
+    for choice in choices(config.worker.backend, config.worker.precision):
+        try:
+            check_can_run(choice)
+            able.append(choice)
+        except TelmeStreamError as error:
+            refusals.append(error)
+    if not able:
+        raise refusals[-1]
+    first, *others = able
     fallback = "".join(f", else {choice.backend}" for choice in others)
     return f"{first.backend} in {first.precision} ({first.why}){fallback}"
 

@@ -71,6 +71,34 @@ def test_a_tensorrt_that_does_not_run_on_the_gpu_is_wrong(lines: Lines, monkeypa
     assert remedy == "remedy: install the GPU's driver, or use --backend onnx"
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tells what is said without a GPU")
+@pytest.mark.parametrize(
+    ("backend", "precision", "said", "remedy"),
+    [
+        ("onnx", "fp16", "precision fp16 on ONNX Runtime; expected one of fp32, int8", "choose another"),
+        ("torch", "fp16", "torch in fp16 on the CPU; expected fp32 or bf16 or int8", "choose one of them"),
+        ("auto", "fp16", "torch in fp16 on the CPU; expected fp32 or bf16 or int8", "choose one of them"),
+        ("tensorrt", "int8", "precision int8 on TensorRT; expected one of fp32, fp16, bf16", "choose another"),
+        ("tensorrt", "fp16", "torch", "use --backend onnx or torch here"),
+    ],
+)
+def test_a_backend_that_the_worker_would_refuse_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, backend: str, precision: str, said: str, remedy: str
+) -> None:
+    surroundings = {"TELME_STREAM_WORKER_BACKEND": backend, "TELME_STREAM_WORKER_PRECISION": precision}
+    report, is_well = doctor_report(load_config(None, surroundings, {}), "worker")
+    assert not is_well
+    assert f"!! backend {said}" in " ".join(report.split())
+    assert f"remedy: {remedy}" in report
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a TensorRT that finds no GPU")
+def test_the_backend_is_the_one_that_runs(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lines("backend")[0].startswith("ok backend ")
+    a_gpu(monkeypatch)
+    assert lines("backend") == ["ok backend torch in fp16 (TensorRT cannot run here)"]
+
+
 def test_a_driver_that_torch_does_not_use_is_wrong(
     lines: Lines, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
