@@ -174,7 +174,14 @@ class NetworkPredictor:
         else:
             logits, seen = _in_order(read).logits, {}
         # [B, C], with as many decimals as double has, so that rows sum to 1.
-        probabilities = (logits.double().cpu() / self._config.calibration_temperature).softmax(1).tolist()
+        answers = (logits.double().cpu() / self._config.calibration_temperature).softmax(1)
+        if not answers.isfinite().all():
+            raise PredictorError(
+                f"{self.model_id} on {self.backend} answered with what is no number",
+                "probabilities",
+                "use --precision fp32; if it stays so, the bundle's weights are broken: telme-stream models verify",
+            )
+        probabilities = answers.tolist()
         return [
             Prediction(tuple(probabilities[row]), unused[row], Watched(seen[row]) if row in seen else None)
             for row in range(len(rows))

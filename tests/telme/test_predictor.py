@@ -266,6 +266,16 @@ def test_a_model_that_fails_says_so(tmp_path: Path) -> None:
         predictor.predict([Features((10_000,), 1)])
 
 
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+@pytest.mark.parametrize("without", [(), ("audio", "video")])
+def test_an_answer_that_is_no_number_is_none(tmp_path: Path, without: tuple[Part, ...], number: float) -> None:
+    """As where half precision overflows: an event that nobody can read came of it."""
+    bundle = loaded(tmp_path, without)
+    bundle.model.text.W.weight.data.fill_(number)
+    with pytest.raises(PredictorError, match=r"on torch-c.* answered with what is no number; .*--precision fp32"):
+        TorchPredictor(bundle).predict(mixed(bundle))
+
+
 def test_a_gpu_gets_copies_and_takes_what_lies_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = loaded(make_full_bundle(tmp_path / "bundle"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
