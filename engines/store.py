@@ -337,7 +337,7 @@ def _differences(kept: Mapping[str, str], wanted: Mapping[str, str]) -> list[str
 
 def _build(folder: Path, key: Mapping[str, str], build: Callable[[Path], None]) -> None:
     partial = folder.with_name(folder.name + _BUILDING)
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    _clear(partial)  # of a process that was killed
     partial.mkdir()
     started_s = time.monotonic()
     try:
@@ -352,11 +352,19 @@ def _build(folder: Path, key: Mapping[str, str], build: Callable[[Path], None]) 
         (partial / MANIFEST_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
         for path in (*files.values(), partial / MANIFEST_FILE, partial):
             _sync(path)
-        shutil.rmtree(folder, ignore_errors=True)  # what did not hold
+        _clear(folder)  # what did not hold
         partial.rename(folder)
         _sync(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _clear(path: Path) -> None:
+    """Remove a folder, or what stands in its place, as a link to one on another disk."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _facts(path: Path) -> File:

@@ -496,6 +496,25 @@ def test_what_does_not_hold_is_named_and_built_anew(
     verify(folder, KEY)
 
 
+@pytest.mark.parametrize("suffix", ["", ".building"])
+@pytest.mark.parametrize("kind", ["a link", "a link to nowhere", "a file"])
+def test_what_stands_in_the_place_of_an_artifact_makes_way(tmp_path: Path, kind: str, suffix: str) -> None:
+    """As a link to a folder on another disk, whose engine is damaged."""
+    store, elsewhere = Store(tmp_path / "cache"), tmp_path / "elsewhere"
+    folder = store.get_or_build(KEY, writes("first"))
+    folder.rename(elsewhere)
+    place = folder.with_name(folder.name + suffix)
+    if kind == "a file":
+        place.write_text("a file", encoding="utf-8")
+    else:
+        place.symlink_to(elsewhere if kind == "a link" else tmp_path / "nowhere")
+    flip_a_byte(elsewhere)
+    assert store.get_or_build(KEY, writes("second")) == folder
+    assert (folder / "plan").read_text() == "second"
+    assert left(store.root) == [folder.name]
+    assert not folder.is_symlink()
+
+
 def test_an_artifact_under_another_name_does_not_hold(tmp_path: Path) -> None:
     folder = Store(tmp_path).get_or_build(KEY, writes("a plan"))
     folder.rename(tmp_path / "copied")
