@@ -121,6 +121,12 @@ def test_a_case_without_figures_says_so() -> None:
     assert in_process("one", [sys.executable, "-c", ""], 60)["error"] == "its process printed no figures"
 
 
+def test_no_runs_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--cpu-check", "--runs", "0"])
+    assert "argument --runs: 0 is not above 0" in capsys.readouterr().err
+
+
 def test_the_file_is_written_after_each_case(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """And only those that are asked for run, beside the floor and the baseline."""
     out, asked = tmp_path / "results" / "gpu.json", list[str]()
