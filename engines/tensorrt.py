@@ -64,6 +64,7 @@ class Plan:
         self.tensorrt = tensorrt
         self.file = file
         self.log = make_logger(tensorrt.api)
+        self._settings: list[Any] = []  # of the contexts, which use them for as long as they live
         self.kernels = Kernels(tensorrt, file, self.log)
         self._runtime = tensorrt.api.Runtime(self.log)
         try:
@@ -111,6 +112,7 @@ class Plan:
             strategies = trt.DynamicShapesKernelSpecializationStrategy
             settings.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER if captured else strategies.LAZY
         self.kernels.attach(settings)
+        self._settings.append(settings)
         made = self.engine.create_execution_context(settings)
         if made is None:
             raise OutOfMemory(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -102,8 +103,10 @@ class _NothingOfTheHost(TorchFunctionMode):
 class FakeContext:
     """An execution context that reads and writes the addresses it is given, by running a torch module."""
 
-    def __init__(self, engine: FakeEngine, kernels: FakeRuntimeCache | None) -> None:
+    def __init__(self, engine: FakeEngine, settings: Any) -> None:
         self._engine = engine
+        self._settings = weakref.ref(settings)
+        kernels = getattr(settings, "kernels", None)
         self._kernels = FakeRuntimeCache() if kernels is None else kernels
         self.active_optimization_profile = 0
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -139,6 +142,7 @@ class FakeContext:
             return False
         assert stream > 0
         assert self._memory
+        assert self._settings() is not None, "a context uses its settings for as long as it lives"
         spec = self._engine.spec
         needed = f"{spec.part} {sorted(self._shapes.items())}"
         if needed not in self._kernels.names:
@@ -220,7 +224,7 @@ class FakeEngine:
             self.log("Requested amount of GPU memory could not be allocated: out of memory")
             return None
         self.strategies.append(settings.dynamic_shapes_kernel_specialization_strategy)
-        return FakeContext(self, getattr(settings, "kernels", None))
+        return FakeContext(self, settings)
 
 
 def _at(address: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

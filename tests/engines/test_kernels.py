@@ -253,10 +253,17 @@ def test_a_cache_that_cannot_be_written_costs_one_warning(
     assert "the next start compiles for the GPU again" in warning
 
 
+class PlainSettings:
+    """As those of `tensorrt`."""
+
+    dynamic_shapes_kernel_specialization_strategy: Any = None
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self.set_execution_context_allocation_strategy = engine.strategies.append
+
+
 def test_tensorrt_which_compiles_nothing_then_keeps_nothing(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
-    networks, _ = machine.start(
-        lambda engine: SimpleNamespace(set_execution_context_allocation_strategy=engine.strategies.append)
-    )
+    networks, _ = machine.start(PlainSettings)
     networks.keep()
     (folder,) = Store(machine.root).folders()
     assert sorted(path.name for path in folder.iterdir()) == ["engine.plan", "manifest.json"]
