@@ -195,7 +195,9 @@ def compare(options: argparse.Namespace) -> int:
             bundle = open_bundle(str(make_random_bundle(Path(folder) / "random", options.full_size)))
             store = Store(Path(folder) / "engines")
         else:
-            bundle, store = open_bundle(options.bundle or "compact"), Store(default_root())
+            bundle = open_bundle(options.bundle or "compact")
+            # Graphs for prompts of another length are of no use to any worker.
+            store = Store(Path(folder) / "engines" if options.tokens else default_root())
         if options.tokens:
             check_positions(bundle.model.text, bundle.model_id, options.tokens, "--tokens")
             bundle.config.max_prompt_tokens = options.tokens

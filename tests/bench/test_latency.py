@@ -110,7 +110,10 @@ def test_where_networks_overlap_the_total_waits_for_none(
     assert "networks timed in a pass of their own" in capsys.readouterr().out
 
 
-def test_prompts_have_the_length_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prompts_have_the_length_that_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     bundle = make_tiny_bundle(tmp_path / "bundle")
     assert main(["--worker-only", "onnx-int8", "--bundle", str(bundle), "--tokens", "60"]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -118,6 +121,7 @@ def test_prompts_have_the_length_that_is_asked_for(tmp_path: Path, capsys: pytes
     assert {name: row["tokens"] for name, row in rows.items()} == {"torch-fp32": 60, "onnx-int8": 60}
     assert floor["int8"]["text"]["flops"] == floor["fp32"]["text"]["flops"]
     assert 4 * floor["int8"]["text"]["bytes"] == floor["fp32"]["text"]["bytes"]
+    assert not list((tmp_path / "cache").rglob("*.onnx"))  # a worker has no use for such graphs
     assert min(report["ceilings"]["int8"].values()) > 0
     with pytest.raises(SystemExit):
         main(["--worker-only", "onnx-fp32", "--full-size", "--tokens", "60"])
