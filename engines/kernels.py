@@ -111,8 +111,6 @@ class Kernels:
     def _key(self) -> dict[str, str]:
         return {
             "plan": read_manifest(self._plan.parent).files[self._plan.name].sha256,
-            "backend": self._tensorrt.name,
-            "version": self._tensorrt.version,
             "gpu": gpu_name(),
             "driver": driver_version(),
             "cuda": str(torch.version.cuda),

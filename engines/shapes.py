@@ -21,7 +21,7 @@ Sizes = Mapping[str, int]
 def bucket(sizes: Sizes, limits: Profile) -> dict[str, int]:
     """The shape that a network is run at for inputs of these sizes, each at least as large."""
     rounded = dict(sizes)
-    rounded["batch"] = next((rows for rows in BATCHES if rows >= sizes["batch"]), sizes["batch"])
+    rounded["batch"] = next(rows for rows in BATCHES if rows >= sizes["batch"])
     if "tokens" in sizes:
         rounded["tokens"] = min(-(-sizes["tokens"] // TOKENS_STEP) * TOKENS_STEP, limits["tokens"].most)
     return rounded

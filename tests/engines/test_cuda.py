@@ -78,6 +78,7 @@ def test_an_utterance_alone_finds_its_shape_ready() -> None:
     ready = common_shapes(LIMITS)
     assert ready == [{"batch": 1, "tokens": tokens} for tokens in (64, 128, 192, 200)]
     assert all(bucket({"batch": 1, "tokens": tokens}, LIMITS) in ready for tokens in range(1, 201))
+    assert common_shapes({**LIMITS, "tokens": Range(2, 96, 128)}) == ready[:2]
     assert common_shapes({"batch": Range(1, 1, 16)}) == [{"batch": 1}]
     assert common_shapes({"batch": Range(1, 1, 16), "samples": Range(400, 16000, 400_000)}) == []
 

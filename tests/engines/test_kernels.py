@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import engines.kernels
 import engines.predictor
 import engines.store
 import engines.tensorrt
+from engines.build import NO_GPU
 from engines.cuda import CudaNetworks
 from engines.export import example_inputs, part_module
 from engines.kernels import driver_version
@@ -106,7 +108,9 @@ def test_shapes_that_come_later_are_kept_too_and_nothing_is_written_twice(machin
     again, engine = machine.start()
     ask(again, bundle, 4)
     assert engine.compiled == []
+    written = file.stat().st_ino
     again.keep()
+    assert file.stat().st_ino == written
     ask(again, bundle, 8)
     assert len(engine.compiled) == 1
 
@@ -167,12 +171,46 @@ def test_those_of_another_gpu_or_driver_stay(
     assert caplog.text == ""
 
 
+def test_gpus_that_share_a_plan_made_without_one_have_kernels_of_their_own(machine: Machine) -> None:
+    machine.has(NO_GPU, "")
+    machine.start()
+    for gpu in (GPU, "NVIDIA A10 8.6"):
+        machine.has(gpu, DRIVER)
+        networks, engine = machine.start()
+        assert engine.compiled
+        networks.keep()
+    assert (len(Store(machine.root).folders()), len(machine.kept())) == (1, 2)
+    machine.has(GPU, DRIVER)
+    assert machine.start()[1].compiled == []
+
+
+def test_those_of_another_cuda_stay(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    machine.start()[0].keep()
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert machine.start()[1].compiled
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    assert machine.start()[1].compiled == []
+
+
 def test_a_plan_that_is_built_anew_begins_without(machine: Machine) -> None:
     machine.start()[0].keep()
     (file,) = machine.kept()
     (file.parents[2] / "engine.plan").write_bytes(b"a plam")
     assert machine.start()[1].compiled
     assert machine.kept() == []
+
+
+def test_a_plan_copied_from_another_machine_begins_without(
+    machine: Machine, tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same one to the name, but no two builds give the same bytes; what was compiled lies where it lay."""
+    machine.start()[0].keep()
+    other = Machine(tmp_path / "other", bundle, monkeypatch)
+    monkeypatch.setattr(engines.build, "build_plan", lambda *given: given[4].write_bytes(b"its plan"))
+    other.start()
+    shutil.copytree(other.root, machine.root, dirs_exist_ok=True)
+    assert machine.start()[1].compiled
 
 
 class Settings(FakeRuntimeConfig):
@@ -211,9 +249,25 @@ class Unmade(FakeRuntimeConfig):
         raise RuntimeError("no context is current")
 
 
+class Unknown(FakeRuntimeConfig):
+    def create_runtime_cache(self) -> FakeRuntimeCache:
+        raise TypeError("Unable to convert function return value to a Python type!")
+
+
 class Unset(FakeRuntimeConfig):
+    def create_runtime_cache(self) -> FakeRuntimeCache:
+        return WithHeader()
+
     def set_runtime_cache(self, cache: FakeRuntimeCache) -> bool:
+        self._engine.log("the cache is of another context")
         return False
+
+
+class WithHeader(FakeRuntimeCache):
+    """Bytes, though there is nothing in it."""
+
+    def serialize(self) -> bytes:
+        return b"header" + super().serialize()
 
 
 class NothingGiven(FakeRuntimeCache):
@@ -221,10 +275,22 @@ class NothingGiven(FakeRuntimeCache):
         return None  # type: ignore[return-value]
 
 
+class Unwilling(FakeRuntimeCache):
+    def serialize(self) -> bytes:
+        raise RuntimeError("the cache is of another context")
+
+
 @pytest.mark.parametrize(
     "settings",
-    [NoCache, Unmade, Unset, lambda engine: Settings(engine, NothingGiven)],
-    ids=["none", "raises", "unset", "no-bytes"],
+    [
+        NoCache,
+        Unmade,
+        Unknown,
+        Unset,
+        lambda engine: Settings(engine, NothingGiven),
+        lambda engine: Settings(engine, Unwilling),
+    ],
+    ids=["none", "raises", "unknown", "unset", "no-bytes", "raises-for-bytes"],
 )
 def test_what_fails_costs_time_and_one_warning(
     machine: Machine, bundle: Bundle, caplog: pytest.LogCaptureFixture, settings: Callable[[FakeEngine], Any]
@@ -237,6 +303,33 @@ def test_what_fails_costs_time_and_one_warning(
     assert engine.compiled
     assert machine.kept() == []
     assert len(caplog.messages) == 1
+
+
+def test_why_nothing_is_kept_is_said(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
+    machine.start(Unset)
+    (warning,) = caplog.messages
+    assert warning.endswith("on this GPU is not kept: the cache is of another context")
+
+
+def test_what_is_removed_while_it_is_read_is_compiled(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By `telme-stream engines prune` in another terminal."""
+    machine.start()[0].keep()
+    find = Store.find
+
+    def find_and_lose(store: Store, key: Mapping[str, str]) -> Path | None:
+        folder = find(store, key)
+        for file in machine.kept():
+            file.unlink()
+        return folder
+
+    monkeypatch.setattr(Store, "find", find_and_lose)
+    networks, engine = machine.start()
+    assert engine.compiled
+    networks.keep()
+    (warning,) = caplog.messages
+    assert "No such file" in warning
 
 
 def test_a_cache_that_cannot_be_written_costs_one_warning(
@@ -286,5 +379,7 @@ def test_the_driver_is_asked_for_its_version(monkeypatch: pytest.MonkeyPatch) ->
     def missing(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
+    assert driver_version() == ""
     monkeypatch.setattr(ctypes, "CDLL", missing)
     assert driver_version() == ""
