@@ -105,7 +105,7 @@ class Child:
         Raises:
             ProcessError: The system gives no process, or no files for it.
         """
-        self.ready = self.failure = None
+        self.ready = None
         self.done = False
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SUPERVISORS)
         try:

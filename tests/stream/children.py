@@ -194,6 +194,25 @@ def done_for_ever(line: Connection) -> None:
     Event().wait()
 
 
+def done_and_ending(line: Connection) -> None:
+    """Says that it is done once told to go, and ends once told to stop."""
+    control = Control(line)
+    control.ready({})
+    control.wait_go()
+    control.done()
+    control.wait_stop()
+
+
+def done_and_failing(line: Connection) -> None:
+    """Says that it is done once told to go, and then why it fails."""
+    control = Control(line)
+    control.ready({})
+    control.wait_go()
+    control.done()
+    control.failed(FAILURE)
+    sys.exit(1)
+
+
 def done_and_dying(line: Connection) -> None:
     """Says that it is done once told to go or to stop, and is killed, as by a library that ends badly."""
     control = Control(line)
@@ -204,6 +223,7 @@ def done_and_dying(line: Connection) -> None:
 
 
 def masked(line: Connection) -> None:
-    """Says whether SIGINT and SIGTERM were blocked from its first instruction on."""
-    blocked = {signal.SIGINT, signal.SIGTERM} <= set(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+    """Says whether what the whole group gets was blocked from its first instruction on."""
+    group = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
+    blocked = group <= set(signal.pthread_sigmask(signal.SIG_BLOCK, []))
     Control(line).ready({"blocked": str(blocked)})

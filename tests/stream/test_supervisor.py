@@ -5,18 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import time
 from collections.abc import Callable
-from itertools import accumulate
 from multiprocessing.context import SpawnProcess
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from stream import supervisor as supervisor_module
-from stream.supervisor import RESTART_WINDOW_S, RESTARTS, Child, Interrupts, RestartBudget, Supervisor
+from stream.supervisor import Child, Interrupts, Supervisor
 from telme.errors import ProcessError
 from tests.live import eventually
 from tests.stream import children
@@ -36,20 +32,6 @@ def listens_late(one: Child) -> None:
             listen()
 
     one.listen = late  # type: ignore[method-assign]
-
-
-# --------------------------------------------------------------------------------------------- restart budget
-
-
-@given(st.lists(st.floats(0, 40), max_size=60).map(lambda steps: list(accumulate(steps))))
-def test_no_window_holds_more_restarts_than_the_budget(times_s: list[float]) -> None:
-    budget = RestartBudget()
-    granted: list[float] = []
-    for now_s in times_s:
-        recent = [time_s for time_s in granted if time_s > now_s - RESTART_WINDOW_S]
-        assert budget.take(now_s) == (len(recent) < RESTARTS)
-        if len(recent) < RESTARTS:
-            granted.append(now_s)
 
 
 # ------------------------------------------------------------------------------------------------- start
@@ -74,6 +56,23 @@ def test_a_wait_ends_when_a_child_has_died_and_that_one_may_be_told_things(super
     one.tell("go")
     supervisor.wait_until(lambda: False, 3600)
     assert one.ready == {"state": "ready"}
+
+
+def test_a_wait_ends_in_time_and_with_a_signal(supervisor: Supervisor, interrupts: Interrupts) -> None:
+    supervisor.start(child(children.obedient))
+    supervisor.wait_until(lambda: False, 0)
+    interrupts.request()
+    supervisor.wait_until(lambda: False, 3600)
+
+
+def test_a_child_may_end_with_words_that_it_never_heard() -> None:
+    one = child(children.dying_at_start)
+    one.start()
+    one.tell("go")
+    assert exit_code(one) == 3
+    one.listen()
+    one.tell("stop")
+    one.listen()
 
 
 def test_a_child_that_fails_at_its_start_says_why(supervisor: Supervisor) -> None:
@@ -126,11 +125,17 @@ def test_a_child_whose_start_goes_on_gets_its_time_anew(
     assert now_s == supervisor_module.READY_DEADLINE_S * 2
 
 
+@pytest.mark.parametrize("ask", [Interrupts.request, lambda _: os.kill(os.getpid(), signal.SIGINT)])
 def test_a_signal_ends_a_start_at_once(
-    supervisor: Supervisor, interrupts: Interrupts, caplog: pytest.LogCaptureFixture
+    supervisor: Supervisor,
+    interrupts: Interrupts,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    ask: Callable[[Interrupts], None],
 ) -> None:
+    monkeypatch.setattr(supervisor_module, "READY_DEADLINE_S", 3600)
     one = child(children.mute)
-    thread = when(lambda: one.alive, interrupts.request)
+    thread = when(lambda: one.alive, lambda: ask(interrupts))
     assert supervisor.start(one) is None
     thread.join()
     assert supervisor.interrupted
@@ -270,6 +275,24 @@ def test_a_child_that_is_done_may_end_badly_or_not_at_all(
     assert other.alive
 
 
+def test_a_child_that_is_done_has_time_to_end(supervisor: Supervisor) -> None:
+    last = child(children.done_and_ending)
+    supervisor.start(last)
+    last.tell("go")
+    thread = when(lambda: last.done, lambda: last.tell("stop"))
+    supervisor.watch(last)
+    thread.join()
+    assert exit_code(last) == 0
+
+
+def test_what_a_child_says_of_a_failure_counts_after_its_work_is_done_too(supervisor: Supervisor) -> None:
+    last = child(children.done_and_failing)
+    supervisor.start(last)
+    last.tell("go")
+    with pytest.raises(ProcessError, match="no microphone"):
+        supervisor.watch(last)
+
+
 def test_a_child_that_the_system_has_no_room_for_is_named(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,82 +310,4 @@ def test_a_child_that_may_not_be_started_again_is_named(supervisor: Supervisor) 
     supervisor.start(one)
     one.tell("go")
     with pytest.raises(ProcessError, match="dying died with signal SIGKILL"):
-        supervisor.watch(one)
-
-
-def test_a_child_that_dies_too_often_ends_the_run(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor_module, "RESTARTS", 2)
-    one = child(children.dying, restarts=True)
-    supervisor.start(one)
-    one.tell("go")
-    with pytest.raises(ProcessError, match="dying died 3 times in 60 s of work, last with signal SIGKILL") as error:
-        supervisor.watch(one)
-    assert error.value.exit_code == 1
-
-
-def test_starts_that_take_longer_than_the_window_do_not_stretch_the_budget(
-    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As of a worker that loads for half a minute and dies of one utterance, which it is sent again each time."""
-    monkeypatch.setattr(supervisor_module, "RESTARTS", 2)
-    late_s = 0.0
-    monkeypatch.setattr(supervisor_module, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + late_s))
-    one = child(children.dying, restarts=True)
-    start = one.start
-
-    def take_long() -> None:
-        nonlocal late_s
-        late_s += RESTART_WINDOW_S
-        start()
-
-    one.start = take_long  # type: ignore[method-assign]
-    supervisor.start(one)
-    one.tell("go")
-    with pytest.raises(ProcessError, match="dying died 3 times"):
-        supervisor.watch(one)
-
-
-def test_work_between_two_deaths_gives_the_budget_back(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor_module, "RESTARTS", 1)
-    one = child(children.dying, restarts=True)
-    supervisor.start(one)
-    for _ in range(3):
-        one.tell("go")
-        exit_code(one)
-        one.ready_at_s -= RESTART_WINDOW_S  # it worked so long
-        supervisor._revive(one)
-    one.tell("go")
-    exit_code(one)
-    with pytest.raises(ProcessError, match="dying died 2 times"):
-        supervisor._revive(one)
-
-
-def test_one_that_dies_as_soon_as_it_is_there_again_has_not_ended(
-    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(supervisor_module, "RESTARTS", 2)
-    one = child(children.dying, restarts=True)
-    revive = supervisor._revive
-
-    def and_die(dead: Child) -> None:
-        revive(dead)
-        exit_code(dead)
-
-    monkeypatch.setattr(supervisor, "_revive", and_die)
-    supervisor.start(one)
-    one.tell("go")
-    exit_code(one)
-    with pytest.raises(ProcessError, match="dying died 3 times"):
-        supervisor.watch(one)
-
-
-def test_a_restarted_child_that_is_never_ready_ends_the_run(
-    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = child(children.dying, restarts=True)
-    supervisor.start(one)
-    monkeypatch.setattr(supervisor_module, "READY_DEADLINE_S", 0.1)
-    one.target = children.mute
-    one.tell("go")
-    with pytest.raises(ProcessError, match="dying was not ready in"):
         supervisor.watch(one)

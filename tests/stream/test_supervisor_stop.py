@@ -91,6 +91,13 @@ def test_the_first_failure_while_stopping_decides_the_exit_code(supervisor: Supe
     assert supervisor.exit_code == 2
 
 
+def test_a_child_that_is_killed_has_ended() -> None:
+    one = child(children.mute)
+    one.start()
+    one.kill()
+    assert not one.alive
+
+
 def test_a_child_that_is_killed_while_it_stops_is_named(
     supervisor: Supervisor, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -153,6 +160,20 @@ def test_what_drains_into_one_that_is_dead_for_good_is_not_waited_for(
     assert exit_code(second) == -signal.SIGKILL
     assert "obedient died with signal SIGKILL" in caplog.text
     assert "what deaf still had is lost" in caplog.text
+
+
+def test_one_that_fails_while_another_drains_is_not_started_again(
+    supervisor: Supervisor, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = child(children.failing, restarts=True), child(children.deaf, stop_deadline_s=1000)
+    supervisor.start(first)
+    supervisor.start(second)
+    failed = pid_of(first)
+    thread = when(lambda: second.ready == {"state": "heard"}, lambda: first.tell("go"))
+    supervisor.stop()
+    thread.join()
+    assert "no microphone; expected one; plug one in; what deaf still had is lost" in caplog.text
+    assert (pid_of(first), supervisor.exit_code) == (failed, 2)
 
 
 def test_a_second_signal_kills_what_is_still_stopping(supervisor: Supervisor, caplog: pytest.LogCaptureFixture) -> None:
@@ -227,7 +248,7 @@ for _ in range(2):
 """
 
 
-def test_the_first_child_too_is_started_with_sigint_blocked() -> None:
+def test_the_first_child_too_is_started_with_signals_blocked() -> None:
     """multiprocessing starts its resource tracker with the first child, and lifts the block when it does."""
     run = subprocess.run(
         [sys.executable, "-c", _FIRST_CHILD], capture_output=True, text=True, timeout=DEADLINE_S, check=True
