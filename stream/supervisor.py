@@ -324,7 +324,9 @@ class Supervisor:
     def _keep_alive_before(self, child: Child) -> None:
         """What a child that drains waits for is started again."""
         for other in self.children[: self.children.index(child)]:
-            if not other.alive and child.alive:
+            other.listen()
+            if child.alive and (other.has_said_all or not other.alive):
+                other.end()
                 other.listen()
                 self._revive(other)
 

@@ -8,9 +8,12 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 
 import pytest
 
+import stream.supervisor as supervisor_module
 from stream.supervisor import Interrupts, Supervisor
 from tests.live import eventually
 from tests.stream import children
@@ -162,10 +165,16 @@ def test_what_drains_into_one_that_is_dead_for_good_is_not_waited_for(
     assert "what deaf still had is lost" in caplog.text
 
 
+@pytest.mark.parametrize("failing", [children.failing, children.ready_and_failing_for_ever])
 def test_one_that_fails_while_another_drains_is_not_started_again(
-    supervisor: Supervisor, caplog: pytest.LogCaptureFixture
+    failing: Callable[[Connection], None],
+    supervisor: Supervisor,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first, second = child(children.failing, restarts=True), child(children.deaf, stop_deadline_s=1000)
+    """Nor waited for, where its end hangs."""
+    monkeypatch.setattr(supervisor_module, "END_DEADLINE_S", 0.1)
+    first, second = child(failing, restarts=True), child(children.deaf, stop_deadline_s=1000)
     supervisor.start(first)
     supervisor.start(second)
     failed = pid_of(first)
