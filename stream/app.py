@@ -17,6 +17,7 @@ import msgspec
 
 from stream.bus import Event, Status
 from stream.config import Config
+from stream.interrupts import Interrupts
 from stream.items import Chosen, Session
 from stream.link import Subscriber
 from stream.machine import journal_folder, runs_folder
@@ -26,7 +27,6 @@ from stream.supervisor import (
     CAPTURE_STOP_DEADLINE_S,
     WORKER_STOP_DEADLINE_S,
     Child,
-    Interrupts,
     Supervisor,
 )
 from telme.errors import INTERRUPTED, JournalError, LinkError, OutputError, TelmeStreamError, WireError

@@ -1,4 +1,4 @@
-"""Starts, watches and stops the processes, and is the only place that handles signals.
+"""Starts, watches and stops the processes.
 
     start   worker -> ready -> capture -> ready -> (console subscribed) -> go
     watch   a process that dies is started again, at most 5 times in 60 s of work; a replay, which began anew, is not
@@ -19,17 +19,15 @@ import multiprocessing
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from types import FrameType
 from typing import Any, Literal
 
 from stream.control import Word, hear, say
-from stream.wakeup import Wakeup
+from stream.interrupts import STOPS, Interrupts
 from telme.errors import ProcessError
 
 _log = logging.getLogger(__name__)
@@ -42,8 +40,7 @@ CAPTURE_STOP_DEADLINE_S = 55.0
 WORKER_STOP_DEADLINE_S = 10.0
 END_DEADLINE_S = 10.0  # of one that has failed or done all, which may hang as a library ends
 
-_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_SUPERVISORS = {*_STOPS, signal.SIGUSR1}  # what no other process of the group may act on
+_SUPERVISORS = {*STOPS, signal.SIGUSR1}  # what no other process of the group may act on
 _spawn = multiprocessing.get_context("spawn")
 
 
@@ -174,54 +171,6 @@ class Child:
     def alive(self) -> bool:
         """True while the process runs."""
         return self.process is not None and self.process.is_alive()
-
-
-class Interrupts:
-    """Counts SIGINT, SIGTERM and SIGHUP, and SIGUSR1 apart, and wakes a waiter; the handlers do nothing else."""
-
-    def __init__(self) -> None:
-        self.dialogues = 0
-        self._signals = 0
-        self._requested = False
-        self.wakeup = Wakeup()
-
-    @property
-    def count(self) -> int:
-        """Signals to stop. A request is as the first of them, and never the second: what reads standard output often
-        ends by the very Ctrl-C that this process gets too.
-        """
-        return max(self._signals, int(self._requested))
-
-    def request(self) -> None:
-        """Ask for a stop from within."""
-        self._requested = True
-        self._wake()
-
-    def _wake(self) -> None:
-        with suppress(OSError):  # closed: nobody waits any more
-            self.wakeup.wake()
-
-    def _handle(self, _number: int, _frame: FrameType | None) -> None:
-        self._signals += 1
-        self._wake()
-
-    def _handle_dialogue(self, _number: int, _frame: FrameType | None) -> None:
-        self.dialogues += 1
-        self._wake()
-
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Handle the signals inside."""
-        # What nohup made deaf stays so.
-        heard = [number for number in _STOPS if signal.getsignal(number) != signal.SIG_IGN]
-        before = {number: signal.signal(number, self._handle) for number in heard}
-        before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._handle_dialogue)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            self.wakeup.close()
 
 
 class Supervisor:

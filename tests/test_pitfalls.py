@@ -75,7 +75,7 @@ PITFALLS: dict[str, tuple[str, ...]] = {
     "TensorRT's plans do not move between GPUs or versions": (
         "engines/test_build.py::test_plans_are_cached_and_a_stale_one_is_named",
         "engines/test_store.py::test_every_field_of_the_key_counts",
-        "engines/test_store.py::test_what_does_not_hold_is_named_and_built_anew",
+        "engines/test_store_faults.py::test_what_does_not_hold_is_named_and_built_anew",
         "engines/test_tensorrt.py::test_tensorrts_own_check_is_the_last_word",
     ),
     "a label without a confidence is useless": (

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from stream.supervisor import Child, Interrupts, Supervisor
+from stream.interrupts import Interrupts
+from stream.supervisor import Child, Supervisor
 from tests.live import eventually
 
 DEADLINE_S = 60.0

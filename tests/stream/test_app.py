@@ -19,8 +19,8 @@ from stream import app, bus
 from stream.app import SinkThread, capture_child, run_folder
 from stream.bus import Event, make_event, read_event
 from stream.config import Config, JournalConfig
+from stream.interrupts import Interrupts
 from stream.items import Chosen, Session
-from stream.supervisor import Interrupts
 from telme.errors import JournalError, OutputError
 from tests.live import eventually
 from tests.stream import children

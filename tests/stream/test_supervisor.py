@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from stream import supervisor as supervisor_module
-from stream.supervisor import Child, Interrupts, Supervisor
+from stream.interrupts import Interrupts
+from stream.supervisor import Child, Supervisor
 from telme.errors import ProcessError
 from tests.live import eventually
 from tests.stream import children

@@ -14,7 +14,8 @@ from multiprocessing.connection import Connection
 import pytest
 
 import stream.supervisor as supervisor_module
-from stream.supervisor import Interrupts, Supervisor
+from stream.interrupts import Interrupts
+from stream.supervisor import Supervisor
 from tests.live import eventually
 from tests.stream import children
 from tests.stream.supervised import DEADLINE_S, child, exit_code, pid_of, when
@@ -266,7 +267,8 @@ def test_the_first_child_too_is_started_with_signals_blocked() -> None:
 
 
 _SUPERVISOR = """
-from stream.supervisor import Child, Interrupts, Supervisor
+from stream.interrupts import Interrupts
+from stream.supervisor import Child, Supervisor
 from tests.stream.children import mute, obedient
 supervisor = Supervisor(Interrupts())
 ready, waiting = (Child(target.__name__, target, (), True, 10.0) for target in (obedient, mute))
