@@ -20,20 +20,18 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.models.bert.modeling_bert import BertLayer
-from transformers.models.roberta.modeling_roberta import RobertaLayer
 from transformers.models.timesformer.modeling_timesformer import TimesformerSelfAttention
 
 from engines.spec import GraphSpec, Precision, graph_spec
+from engines.unread import without_unread
 from telme.bundle import Bundle
 from telme.config import Part
 from telme.errors import EngineError, MissingDependency
 from telme.fusion import AttentionShiftFusion
-from telme.models import TextTeacher
 
 OPSET = 23
 # Part of every cache key: raise it when a change here changes graphs.
-EXPORT_REVISION = 3
+EXPORT_REVISION = 4
 _DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # torch.export takes a size of 1 for a constant, so examples are larger.
 _EXAMPLE_BATCH = 2
@@ -54,43 +52,6 @@ class _Part(nn.Module):
         if isinstance(self.network, AttentionShiftFusion):
             return (answer.logits.float(),)
         return answer.feature.float(), answer.logits.float()
-
-
-class _LastLayer(nn.Module):
-    """The last layer of a BERT or RoBERTa, for the one token that is read: [B, T, H] -> [B, 1, H].
-
-    The others' states at its end are read by nobody: of six layers it saves most of one. The same weights, called as
-    transformers' own cross-attention: the last token asks all.
-    """
-
-    def __init__(self, layer: Any) -> None:
-        super().__init__()
-        own = layer.attention
-        self.attention = type(own)(own.self.config, is_cross_attention=True)
-        for name, module in own.self.named_children():
-            setattr(self.attention.self, name, module)
-        self.attention.output = own.output
-        self.intermediate, self.output = layer.intermediate, layer.output
-
-    def forward(self, hidden: Tensor, attention_mask: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
-        """As the layer; the mask is [B, 1, 1 or T, T]."""
-        mask = None if attention_mask is None else attention_mask[:, :, -1:]
-        state: Tensor = self.attention(hidden[:, -1:], encoder_hidden_states=hidden, encoder_attention_mask=mask)[0]
-        answer: Tensor = self.output(self.intermediate(state), state)
-        return answer
-
-
-def _reads_one(teacher: TextTeacher) -> TextTeacher:
-    """The same weights, its last layer for the mask token alone; a backbone of other layers stays as it is."""
-    layers = getattr(getattr(teacher.text_model, "encoder", None), "layer", None)
-    if layers is None or not isinstance(layers[-1], BertLayer | RobertaLayer):
-        return teacher
-    # A copy of the modules around the same parameters.
-    shared = {id(tensor): tensor for tensor in (*teacher.parameters(), *teacher.buffers())}
-    changed = copy.deepcopy(teacher, shared)
-    text_model: Any = changed.text_model
-    text_model.encoder.layer[-1] = _LastLayer(text_model.encoder.layer[-1])
-    return changed
 
 
 def graph_key(bundle: Bundle, part: Part) -> dict[str, str]:
@@ -124,12 +85,9 @@ def part_module(bundle: Bundle, part: Part, precision: Precision) -> nn.Module:
             "choose another",
         )
     dtype = _DTYPES[precision]
-    if isinstance(network, AttentionShiftFusion):
-        network = network.row_by_row()
+    network = network.row_by_row() if isinstance(network, AttentionShiftFusion) else without_unread(network)
     if dtype != torch.float32:
         network = copy.deepcopy(network).to(dtype)
-    if isinstance(network, TextTeacher):
-        network = _reads_one(network)
     return _Part(network, dtype).eval()
 
 

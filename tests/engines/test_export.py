@@ -19,7 +19,7 @@ from engines.spec import Precision, graph_spec
 from telme.bundle import Bundle, load_bundle, save_bundle
 from telme.config import Part
 from telme.errors import EngineError
-from telme.models import TextTeacher
+from telme.models import TextTeacher, VideoStudent
 from tests.bundles import make_full_bundle, make_tiny_bundle, tiny_config, tiny_tokenizer
 from tests.engines.graphs import run_plain, run_torch
 
@@ -109,6 +109,31 @@ def test_the_last_layer_runs_for_the_one_token_that_is_read(
     with torch.inference_mode():
         found, expected = module(*inputs.values()), teacher(*inputs.values())
     assert states[0].shape == (2, read, 32)
+    torch.testing.assert_close(found[0], expected.feature)
+    torch.testing.assert_close(found[1], expected.logits)
+
+
+@pytest.mark.parametrize(("attention", "read"), [("divided_space_time", 1), ("joint_space_time", 1 + 4 * 8)])
+def test_pictures_are_watched_in_the_last_layer_for_the_class_token_alone(
+    tmp_path: Path, attention: str, read: int
+) -> None:
+    bundle = load_bundle(str(make_full_bundle(tmp_path, mode="published-meld")))
+    assert bundle.config.video_config is not None
+    bundle.config.video_config |= {"attention_type": attention, "qkv_bias": True}
+    student = bundle.model.video = VideoStudent(bundle.config).eval()
+    with torch.no_grad():
+        for name, weights in student.named_parameters():
+            weights.mul_(20 if "attention" in name else 1)  # so that it matters who is seen
+            weights.add_(torch.randn(weights.shape) / 10)
+    module = part_module(bundle, "video", "fp32")
+    states: list[torch.Tensor] = []
+    network = module.network
+    assert isinstance(network, VideoStudent)
+    network.model.register_forward_hook(lambda *call: states.append(call[-1].last_hidden_state))
+    inputs = example_inputs(graph_spec(bundle.config, "video"))
+    with torch.inference_mode():
+        found, expected = module(*inputs.values()), student(*inputs.values())
+    assert states[0].shape[:2] == (2, read)
     torch.testing.assert_close(found[0], expected.feature)
     torch.testing.assert_close(found[1], expected.logits)
 
