@@ -198,7 +198,7 @@ class Store:
             with filelock.FileLock(folder.with_name(folder.name + _LOCK), timeout=0):
                 why = why_useless(folder) if folder.exists() else ""
                 if why:
-                    shutil.rmtree(folder)
+                    _clear(folder)
         except filelock.Timeout:
             return ""
         except OSError as error:
@@ -215,9 +215,9 @@ class Store:
         for partial in (path for path in self._entries() if path.suffix == _BUILDING):
             try:
                 with filelock.FileLock(partial.with_suffix(_LOCK), timeout=0):
-                    if not partial.exists():
+                    if not os.path.lexists(partial):
                         continue  # another process was here
-                    shutil.rmtree(partial)
+                    _clear(partial)
             except filelock.Timeout:
                 continue
             except OSError as error:
@@ -360,11 +360,15 @@ def _build(folder: Path, key: Mapping[str, str], build: Callable[[Path], None]) 
 
 
 def _clear(path: Path) -> None:
-    """Remove a folder, or what stands in its place, as a link to one on another disk."""
+    """Remove a folder, or what stands in its place, as a link to one on another disk.
+
+    Raises:
+        OSError: It cannot be removed.
+    """
     if path.is_symlink() or path.is_file():
         path.unlink()
-    else:
-        shutil.rmtree(path, ignore_errors=True)
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 def _facts(path: Path) -> File:

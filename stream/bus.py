@@ -9,6 +9,7 @@ Times named `*_ns` are session time: nanoseconds from the first sample.
 
 from __future__ import annotations
 
+import inspect
 import json as json_text
 import sys
 import textwrap
@@ -321,6 +322,9 @@ def event_schema() -> dict[str, Any]:
         for name, reference in zip(names, data, strict=True)
     ]
     components["Event"]["properties"]["type"] = {"enum": names}
+    for described in components.values():
+        if "description" in described:  # a docstring, which Python before 3.13 leaves indented
+            described["description"] = inspect.cleandoc(described["description"])
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "urn:telme-stream:event-1",

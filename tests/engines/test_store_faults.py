@@ -355,17 +355,33 @@ def test_what_stands_in_the_place_of_an_artifact_makes_way(tmp_path: Path, kind:
     assert not folder.is_symlink()
 
 
-def test_what_cannot_be_removed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A link to a disk with more room is not what was built."""
-    store = Store(tmp_path / "cache")
+def test_a_link_in_an_artifacts_place_is_removed_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    store, elsewhere = Store(tmp_path / "cache"), tmp_path / "elsewhere"
     folder = store.get_or_build(KEY, writes("a plan"))
-    folder.rename(tmp_path / "elsewhere")
-    folder.symlink_to(tmp_path / "elsewhere")
+    folder.rename(elsewhere)
     half = store.root / "0123456789abcdef01234567.building"
-    half.symlink_to(tmp_path / "elsewhere")
-    for path, remove in ((folder, lambda: store.remove(folder, useless)), (half, store.remove_unfinished)):
-        with pytest.raises(EngineError, match=rf"{path} cannot be removed: .*symbolic link"):
-            remove()
+    for place in (folder, half):
+        place.symlink_to(elsewhere)
+    assert store.remove(folder, useless) == useless(folder)
+    assert store.remove_unfinished() == [half]
+    assert left(store.root) == []
+    assert (elsewhere / "plan").read_text() == "a plan"
+
+
+def test_what_cannot_be_removed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    folder = store.get_or_build(KEY, writes("a plan"))
+    half = tmp_path / "0123456789abcdef01234567.building"
+    half.mkdir()
+
+    def busy(path: Path) -> NoReturn:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", busy)
+        for path, remove in ((folder, lambda: store.remove(folder, useless)), (half, store.remove_unfinished)):
+            with pytest.raises(EngineError, match=rf"{path} cannot be removed: .*busy"):
+                remove()
     assert store.find(KEY) == folder
     lock_nothing(errno.EROFS, monkeypatch)
     with pytest.raises(EngineError, match=rf"{folder} cannot be removed: .*Read-only"):
