@@ -23,27 +23,22 @@ from telme.models import TextTeacher, VideoStudent
 
 def without_unread(network: nn.Module) -> nn.Module:
     """The same network with less to do: a copy of the modules around the same parameters; others stay as they are."""
-    layers = _layers(network)
-    if layers is None or not isinstance(layers[-1], BertLayer | RobertaLayer | TimesformerLayer):
+    if not isinstance(network, TextTeacher | VideoStudent):
         return network
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     changed = copy.deepcopy(network, shared)
-    layers = _layers(changed)
-    assert layers is not None
-    if not isinstance(layers[-1], TimesformerLayer):
-        layers[-1] = _LastLayer(layers[-1])
-    elif layers[-1].attention_type == "divided_space_time":
-        for layer in layers:
-            _join_temporal_products(layer)
-        layers[-1] = _LastTimesformerLayer(layers[-1])
+    backbone: Any = changed.text_model if isinstance(changed, TextTeacher) else changed.model
+    layers = getattr(getattr(backbone, "encoder", None), "layer", [None])
+    match layers[-1]:
+        case BertLayer() | RobertaLayer() as last:
+            layers[-1] = _LastLayer(last)
+        case TimesformerLayer(attention_type="divided_space_time") as last:
+            for layer in layers:
+                _join_temporal_products(layer)
+            layers[-1] = _LastTimesformerLayer(last)
+        case _:
+            return network
     return changed
-
-
-def _layers(network: nn.Module) -> Any:
-    backbone = network.text_model if isinstance(network, TextTeacher) else getattr(network, "model", None)
-    if not isinstance(network, TextTeacher | VideoStudent):
-        return None
-    return getattr(getattr(backbone, "encoder", None), "layer", None)
 
 
 class _LastLayer(nn.Module):

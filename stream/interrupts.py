@@ -1,4 +1,4 @@
-"""The signals that a run obeys; the only place that handles them."""
+"""The signals that a run obeys. Its processes hear none of them; commands without processes end by Python's own."""
 
 from __future__ import annotations
 

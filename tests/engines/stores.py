@@ -1,11 +1,14 @@
-"""What the tests of the cache of engines share: a key, builds, and a process that builds."""
+"""What the tests of the cache of engines share: a key, builds, a process that builds, and small file systems."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 KEY = {"weights": "0f", "graph": "text", "backend": "tensorrt-rtx", "version": "1.7.1", "gpu": "NVIDIA L4 8.9"}
 DEADLINE_S = 60
@@ -52,3 +55,14 @@ def line(process: subprocess.Popen[str]) -> str:
 def left(root: Path) -> list[str]:
     """What is in the cache but for the locks."""
     return sorted(path.name for path in root.iterdir() if path.suffix != ".lock")
+
+
+def in_a_file_system(script: str, folder: Path) -> list[str]:
+    """What a script says that mounts one at a folder."""
+    if shutil.which("unshare") is None:
+        pytest.skip("no unshare to mount a small file system with")
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh", str(folder), sys.executable]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    if done.returncode in (1, 77) and "Traceback" not in done.stderr:
+        pytest.skip(f"this user may not mount a small file system: {done.stderr.strip()}")
+    return done.stdout.splitlines()

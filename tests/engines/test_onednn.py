@@ -21,7 +21,7 @@ from telme.config import Part
 from telme.errors import EngineError, PredictorError
 from telme.predictor import NetworkPredictor, TorchPredictor
 from tests.bundles import make_full_bundle, make_tiny_bundle
-from tests.engines.test_store_faults import in_a_file_system
+from tests.engines.stores import in_a_file_system
 from tests.telme import tiny
 from tests.telme.test_predictor import mixed
 

@@ -6,8 +6,6 @@ import errno
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,7 +16,7 @@ import pytest
 
 from engines.store import MANIFEST_FILE, Store, verify
 from telme.errors import EngineError
-from tests.engines.stores import DEADLINE_S, KEY, left, line, refuses, start, writes
+from tests.engines.stores import DEADLINE_S, KEY, in_a_file_system, left, line, refuses, start, writes
 
 
 def test_a_builder_killed_half_way_leaves_nothing_to_trip_over(tmp_path: Path) -> None:
@@ -103,17 +101,6 @@ def test_a_disk_that_has_no_room_for_the_manifest_either(tmp_path: Path) -> None
     error, entries = in_a_file_system(FULL_DISK, tmp_path)
     assert "No space left on device" in error
     assert entries == "[]"
-
-
-def in_a_file_system(script: str, folder: Path) -> list[str]:
-    """What a script says that mounts one at a folder."""
-    if shutil.which("unshare") is None:
-        pytest.skip("no unshare to mount a small file system with")
-    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh", str(folder), sys.executable]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
-    if done.returncode in (1, 77) and "Traceback" not in done.stderr:
-        pytest.skip(f"this user may not mount a small file system: {done.stderr.strip()}")
-    return done.stdout.splitlines()
 
 
 def test_a_cache_that_may_not_be_written_says_so(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 
 import pytest
 
-import stream.supervisor as supervisor_module
+from stream import supervisor as supervisor_module
 from stream.interrupts import Interrupts
 from stream.supervisor import Supervisor
 from tests.live import eventually
