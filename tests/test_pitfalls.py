@@ -68,7 +68,7 @@ PITFALLS: dict[str, tuple[str, ...]] = {
     ),
     "ZeroMQ loses the first events, and a slow subscriber's": (
         "test_end_to_end.py::test_the_example_becomes_events_in_order_and_nothing_is_left",
-        "stream/test_worker.py::test_a_stop_waits_for_the_subscriber_of_what_is_left_to_say",
+        "stream/test_worker_restarts.py::test_a_stop_waits_for_the_subscriber_of_what_is_left_to_say",
         "stream/test_worker.py::test_heartbeats_repeat_the_last_number_and_say_goodbye",
         "stream/test_bus.py::test_a_slow_subscriber_loses_its_own_events_only",
     ),
