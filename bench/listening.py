@@ -20,9 +20,10 @@ from bench.scoring import Heard
 from stream import bus, wire
 from stream.asr import Transcriber
 from stream.asr_thread import AsrThread
-from stream.capture import Ears, Reporter, Sender, listen
+from stream.capture import Reporter, Sender, listen
 from stream.config import Config
 from stream.devices import Devices
+from stream.ears import Ears
 from stream.items import SAMPLE_RATE_HZ, Pcm, Session
 from stream.speakers import Conversation, speakers_for
 

@@ -23,8 +23,8 @@ PITFALLS: dict[str, tuple[str, ...]] = {
     ),
     "the first word is cut": (
         "stream/test_segmenter.py::test_a_span_has_its_pre_roll_and_its_tail",
-        "stream/test_capture.py::test_utterances_carry_their_own_sound_and_times",
-        "stream/test_capture.py::test_frames_are_those_of_the_utterances_own_time",
+        "stream/test_ears.py::test_utterances_carry_their_own_sound_and_times",
+        "stream/test_ears.py::test_frames_are_those_of_the_utterances_own_time",
         "bench/test_scoring.py::test_the_first_word_is_lost_when_the_cut_begins_after_the_voice",
     ),
     "a microphone that is unplugged freezes everything in silence": (
@@ -33,13 +33,13 @@ PITFALLS: dict[str, tuple[str, ...]] = {
         "stream/test_live_faults.py::test_the_command_survives_the_loss_of_microphone_and_camera",
     ),
     "speech never ends when no sound arrives any more": (
-        "stream/test_capture.py::test_a_stall_closes_what_is_open",
+        "stream/test_ears.py::test_a_stall_closes_what_is_open",
         "stream/test_live_faults.py::test_the_command_survives_the_loss_of_microphone_and_camera",
     ),
     "a lost camera blocks, or repeats its last picture for ever": (
         "stream/test_camera.py::test_a_driver_that_blocks_is_abandoned_and_its_late_picture_is_not_served",
         "stream/test_camera.py::test_a_driver_that_repeats_its_last_picture_counts_as_lost",
-        "stream/test_capture.py::test_stale_frames_are_missing_not_served",
+        "stream/test_ears.py::test_stale_frames_are_missing_not_served",
         "stream/test_live_faults.py::test_a_camera_that_serves_no_pictures_is_lost_until_it_does",
     ),
     "pictures are old because the driver buffers": (

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.capture import Ears
 from stream.config import Config, SpeakersConfig
+from stream.ears import Ears
 from stream.items import SAMPLE_RATE_HZ, AudioBlock, Draft, Missing, Pcm, Span, Utterance
 from stream.replay import FileReplay
 from stream.speakers import (
