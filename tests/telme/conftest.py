@@ -11,6 +11,9 @@ import pytest
 import torch
 
 from tests.telme.authors import Shelf
+from tests.telme.trainings import trained
+
+__all__ = ["trained"]
 
 
 @pytest.fixture(scope="module")

@@ -13,17 +13,14 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import DistilBertConfig, TimesformerConfig
+from safetensors.torch import load_file
 
 from bench.meld_f1 import main as meld_f1
 from telme import footage, stages
-from telme.bundle import CARD_FILE, TEXT_FILE, load_bundle
+from telme.bundle import CARD_FILE, load_bundle
 from telme.cache import FORMAT, MediaCache
 from telme.checkpoints import METRICS_FILE, complete_checkpoints
 from telme.data import find_clip, read_split, windows
@@ -36,60 +33,12 @@ from telme.modeling import TelmeModel
 from telme.predictor import TorchNetworks, TorchPredictor
 from telme.record import RECORD_FILE, read_record
 from telme.train import main
-from tests.bundles import tiny_tokenizer
-from tests.miniature import LOOKS, make_iemocap, make_meld, tone, write_clip
-from tests.telme.encoders import make_encoders
+from tests.telme.trainings import RUNS, STAGES, arguments, losses, metrics, shift_logits, train
 
 # The stages that the module trains first take two minutes on a slow machine.
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(900)]
 
 REPOSITORY = Path(__file__).parents[2]
-# Tiny encoders learn little in little time.
-STAGES: dict[str, list[str]] = {
-    "teacher": ["--batch", "8", "--epochs", "12", "--lr", "2e-3", "--head-lr", "5e-3"],
-    "students": ["--batch", "8", "--epochs", "4", "--lr", "5e-4", "--head-lr", "1e-3"],
-    "fusion": ["--batch", "8", "--epochs", "3", "--lr", "1e-3"],
-}
-RUNS = {
-    "teacher": ("teacher",),
-    "students": ("students/audio", "students/video"),
-    "fusion": ("fusion",),
-}
-
-
-def arguments(folder: Path, stage: str, dataset: str, out: str, *more: str) -> list[str]:
-    inits = {
-        "teacher": ["--init", str(folder / "text"), "--max-tokens", "96"],
-        "students": ["--audio-init", str(folder / "audio"), "--video-init", str(folder / "video")],
-        "fusion": [],
-    }
-    places = ["--data", str(folder / dataset), "--out", str(folder / out), "--dataset", dataset, "--workers", "0"]
-    return [stage, *places, *inits[stage], *STAGES[stage], *more]
-
-
-def train(folder: Path, stage: str, dataset: str = "meld", out: str = "out", *more: str) -> None:
-    assert main(arguments(folder, stage, dataset, out, *more)) == 0
-
-
-def metrics(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
-    return found
-
-
-def losses(folder: Path) -> list[float]:
-    return [entry["loss"] for entry in metrics(folder)["log"] if "loss" in entry]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both miniatures, the encoders, and all stages of MELD trained without an interruption."""
-    folder = tmp_path_factory.mktemp("training")
-    make_meld(folder / "meld", train=8, dev=3)
-    make_iemocap(folder / "iemocap", train=5, dev=2)
-    make_encoders(folder)
-    for stage in STAGES:
-        train(folder, stage, "meld", "out", "--save-every", "6")
-    return folder
 
 
 @pytest.mark.parametrize("run", [run for runs in RUNS.values() for run in runs])
@@ -172,18 +121,6 @@ def test_a_card_tells_of_each_network_what_it_was_trained_with(trained: Path, tm
     assert f"- text_init: {trained / 'text'} (published roberta-large): asked for" in card
     assert "- teacher.lr: 0.002 (published 1e-06): asked for" in card
     assert "- fusion.lr: 0.0003 (published 1e-05): asked for" in card
-
-
-def test_a_damaged_record_ends_a_stage_before_it_trains(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for stage, before in (("students", "teacher"), ("fusion", "students")):
-        start = tmp_path / before
-        shutil.copytree(trained / "out" / before / "bundle", start)
-        (start / RECORD_FILE).write_text('{"text": {"stage": "teacher"}}', encoding="utf-8")
-        assert main(arguments(trained, stage, "meld", str(tmp_path / "out"), "--from", str(start))) == 1
-        assert f"{RECORD_FILE}: Object missing required field" in capsys.readouterr().err.splitlines()[-1]
-        assert not list((tmp_path / "out" / stage).rglob("run.json"))
 
 
 def test_the_teachers_figure_is_that_of_its_bundle(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -345,144 +282,3 @@ def test_students_learn_from_a_teacher_without_the_offsets_of_its_rule(
     # A run whose teacher needed no change goes on as it was begun; other offsets are another run.
     assert "logit_offsets" not in tasks[0].described
     assert tasks[1].described["logit_offsets"] == [0.0, 0.75, 1.0, -0.5, -0.75, 0.0, -0.5]
-
-
-def shift_logits(bundle: Path, target: Path, offsets: list[float]) -> None:
-    """The bundle, with that added to its teacher's logits, as telme.compact does it."""
-    shutil.copytree(bundle, target)
-    weights = load_file(target / TEXT_FILE)
-    weights["classifier.bias"] = (weights["classifier.bias"].float() + torch.tensor(offsets)).half()
-    save_file(weights, target / TEXT_FILE)
-    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
-    (target / "config.json").write_text(json.dumps({**config, "logit_offsets": offsets}), encoding="utf-8")
-
-
-@pytest.mark.parametrize(("stage", "more"), [("students", ["--only", "video"]), ("fusion", [])])
-def test_students_of_another_teacher_than_the_one_that_is_there_are_not_gone_on_with_in_silence(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str, more: list[str]
-) -> None:
-    """As after a trial of the stages, and then the whole first one."""
-    out = tmp_path / "out"
-    shutil.copytree(trained / "out" / "students" / "bundle", out / "students" / "bundle")
-    shift_logits(trained / "out" / "teacher" / "bundle", out / "teacher" / "bundle", [0.5] * 7)  # another one
-    flags = arguments(trained, stage, "meld", str(out), "--max-steps", "1", *more)
-    assert main(flags) == 2
-    line = capsys.readouterr().err.splitlines()[-1]
-    students = out / "students" / "bundle"
-    assert f"error: another teacher in {students} than in {out / 'teacher' / 'bundle'}" in line
-    assert f"--from {students}" in line
-    assert main([*flags, "--from", str(students)]) == 0
-
-
-def test_a_run_is_not_begun_again_nor_gone_on_with_under_other_settings(
-    trained: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    again = arguments(trained, "teacher", "meld", "out", "--save-every", "6")
-    assert main(again) == 2
-    assert "go on with it by --resume" in capsys.readouterr().err
-    assert main([*again, "--resume", "--seed", "7"]) == 2
-    assert "seed 7 (was 42)" in capsys.readouterr().err
-    assert main([*again, "--resume"]) == 0
-    assert json.loads(capsys.readouterr().out)["n"] == 12
-
-
-@pytest.mark.parametrize(
-    ("stage", "more", "says"),
-    [
-        ("teacher", ["--init", "/nowhere/encoder"], "no encoder '/nowhere/encoder'"),
-        ("teacher", ["--max-tokens", "129"], "prompts of 129 tokens; expected at most the 128"),
-        ("teacher", ["--data", "/nowhere"], "no file /nowhere/train_meld_emo.csv"),
-        # What is wrong with the data is said before a network is asked for an encoder.
-        ("teacher", ["--data", "/nowhere", "--init", "/nowhere/encoder"], "no file /nowhere/train_meld_emo.csv"),
-        ("students", ["--from", "/nowhere/bundle"], "no bundle '/nowhere/bundle'"),
-        ("students", ["--recipe", "published"], "in mode clean; expected meld in mode published-meld"),
-        ("students", ["--audio-init", "{video}"], "of type timesformer, 768 wide; expected data2vec-audio, 768 wide"),
-        ("students", ["--video-init", "{sixteen}"], "of 16 pictures; expected one of 8"),
-        ("teacher", ["--init", "{distilled}"], "an encoder of type distilbert"),
-        # transformers makes up a tokenizer for it that knows no word.
-        ("teacher", ["--init", "{untold}"], "{untold} without a tokenizer"),
-        ("teacher", ["--init", "{worn}"], "{worn}/tokenizer.json: "),
-        ("fusion", ["--from", "{teacher}"], "without students"),
-    ],
-)
-def test_what_is_not_there_is_one_line(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str, more: list[str], says: str
-) -> None:
-    teacher = trained / "out" / "teacher" / "bundle"
-    start = ["--from", str(teacher)] if stage != "teacher" else []
-    odd = {name: tmp_path / name for name in ("sixteen", "distilled", "untold", "worn")}
-    shutil.copytree(trained / "text", odd["untold"], ignore=lambda *_: ["tokenizer.json", "tokenizer_config.json"])
-    shutil.copytree(trained / "text", odd["worn"])
-    (odd["worn"] / "tokenizer.json").write_text("{", encoding="utf-8")
-    settings = json.loads((trained / "video" / "config.json").read_text(encoding="utf-8"))
-    TimesformerConfig(**{**settings, "num_frames": 16}).save_pretrained(odd["sixteen"])
-    tiny_tokenizer().save_pretrained(odd["distilled"])
-    DistilBertConfig(dim=64, n_layers=1, n_heads=2, hidden_dim=64).save_pretrained(odd["distilled"])
-    given = [part.format(video=trained / "video", teacher=teacher, **odd) for part in more]
-    flags = arguments(trained, stage, "meld", str(tmp_path / "new"), *start, *given)
-    assert main(flags) in (1, 2)
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train: error: ")]
-    assert len(errors) == 1
-    assert says.format(**odd) in errors[0]
-
-
-@pytest.mark.parametrize(
-    ("flag", "value"),
-    [
-        *(("--batch", "0"), ("--accumulate", "0"), ("--save-every", "0"), ("--epochs", "0"), ("--workers", "-1")),
-        *(("--lr", "nan"), ("--head-lr", "inf"), ("--max-tokens", "7"), ("--max-turns", "0")),
-        *(("--max-steps", "0"), ("--seed", "-1"), ("--seed", str(2**32))),
-    ],
-)
-def test_numbers_that_make_no_sense_are_refused(
-    trained: Path, capsys: pytest.CaptureFixture[str], flag: str, value: str
-) -> None:
-    with pytest.raises(SystemExit, match=r"^2$"):
-        main([*arguments(trained, "teacher", "meld", "new"), flag, value])
-    assert f"argument {flag}: {value} is not above" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("stage", "before"), [("students", "teacher"), ("fusion", "students")])
-def test_a_stage_before_its_time_names_the_one_before(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str, before: str
-) -> None:
-    assert main(arguments(trained, stage, "meld", str(tmp_path / "new"))) == 2
-    assert f"expected the bundle of the stage before, {before}; run that first" in capsys.readouterr().err
-
-
-def test_a_student_without_any_clip_is_an_error(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    make_meld(tmp_path / "meld", train=2, dev=1, clips=False)
-    flags = arguments(trained, "students", "meld", str(tmp_path / "new"), "--data", str(tmp_path / "meld"))
-    assert main([*flags, "--from", str(trained / "out" / "teacher" / "bundle")]) == 1
-    said = capsys.readouterr().err
-    assert "8 without audio: its file is not there" in said
-    assert "no audio in any clip of train" in said
-
-
-def test_what_the_second_student_lacks_is_said_before_the_first_is_trained(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = make_meld(tmp_path / "meld", train=1, dev=1, clips=False)
-    for place in ("train_splits", "dev_splits_complete"):
-        for turn, look in enumerate(LOOKS.values()):
-            sound = tone(look, 0.5, 16_000, np.random.default_rng(turn))
-            write_clip(data / place / f"dia0_utt{turn}.mp4", sound, None)
-    flags = ["--from", str(trained / "out" / "teacher" / "bundle"), "--data", str(data)]
-    assert main(arguments(trained, "students", "meld", str(tmp_path / "new"), *flags)) == 1
-    assert "no video in any clip of train" in capsys.readouterr().err.splitlines()[-1]
-    assert not list((tmp_path / "new").rglob("run.json"))
-
-
-def test_what_a_run_changes_is_said_before_it_begins(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = arguments(trained, "teacher", "meld", str(tmp_path / "new"), "--max-steps", "1", "--lr", "0.5")
-    assert main(flags) == 0
-    said = capsys.readouterr().err.splitlines()
-    assert "teacher.lr: 0.5 (published 1e-06): asked for" in said
-    assert any(
-        line.startswith("teacher.schedule_counts: steps (published samples): the schedule counts") for line in said
-    )
-    assert not any(line.startswith(("audio.", "video.", "fusion.")) for line in said)
