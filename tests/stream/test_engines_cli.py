@@ -164,13 +164,19 @@ def test_auto_builds_what_the_worker_would_choose(
     assert re.match(r"text +bf16 +torch-cpu-bf16 .* for the processor", capsys.readouterr().out)
 
 
-@needs_no_gpu
-def test_auto_compiles_no_plan_that_does_not_run_here(
-    bundle: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """torch sees a GPU, and TensorRT-RTX says that there is none: the worker takes torch."""
+@pytest.fixture
+def torchs_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch sees a GPU, and TensorRT-RTX says that there is none."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+
+
+@needs_no_gpu
+@pytest.mark.usefixtures("torchs_gpu")
+def test_auto_compiles_no_plan_that_does_not_run_here(
+    bundle: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The worker takes torch."""
     assert run("build", "--bundle", str(bundle), "--backend", "auto") == 0
     said = capsys.readouterr()
     assert said.err.startswith("tensorrt-fp16 cannot run here: tensorrt-rtx 1.")
@@ -180,11 +186,10 @@ def test_auto_compiles_no_plan_that_does_not_run_here(
 
 
 @needs_no_gpu
+@pytest.mark.usefixtures("torchs_gpu")
 def test_auto_goes_on_where_there_is_no_room_to_try_tensorrt(
     bundle: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(tempfile, "tempdir", str(cache / "nowhere"))
     assert run("build", "--bundle", str(bundle), "--backend", "auto") == 0
     said = capsys.readouterr()
